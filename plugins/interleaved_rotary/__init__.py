@@ -1,0 +1,1 @@
+"""``InterleavedRotary``: the rotation of adjacent pairs by the position's angles."""

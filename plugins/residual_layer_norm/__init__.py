@@ -1,0 +1,1 @@
+"""``ResidualLayerNorm``: add the residual, then normalise; both results in one pass over memory."""
