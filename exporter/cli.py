@@ -1,0 +1,326 @@
+"""The command line: verbs, exit codes, and the only place that prints.
+
+Exit codes: 0 done and within tolerance; 1 parity failed, or a compiler stage broke its promise; 2 the user's mistake.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exporter.errors import CompileError, RotaryPressError, UnavailableError, UserError
+
+__all__ = ["app", "main"]
+
+P = ParamSpec("P")
+app = typer.Typer(
+    name="rotary-press",
+    help="Compiles RoFormer and RoBERTa-PreLayerNorm checkpoints into engines that are proved to compute the same.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# Into a file or a pipe, tables are as wide as they need to be; on a terminal they fit it.
+out = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Precision = Annotated[
+    list[str] | None, typer.Option("--precision", help="fp32, fp16 or int8; repeat for several (default: all).")
+]
+Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder written by rotary-press export.")]
+
+
+def main() -> None:
+    """The console script."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries tell their developers is not for our users
+    app()
+
+
+def reported(verb: Callable[P, int]) -> Callable[P, None]:
+    """Turns a verb's errors into one message and an exit code, and its result into the exit code."""
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = verb(*args, **kwargs)
+        except RotaryPressError as error:
+            code = 2 if isinstance(error, UserError) else 1
+            if kwargs.get("json_output"):
+                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+            else:
+                err.print(f"error: {error}")
+                if isinstance(error, CompileError):
+                    err.print("Please report this with the output of rotary-press doctor.")
+        raise typer.Exit(code)
+
+    return run
+
+
+@app.command("export")
+@reported
+def export_verb(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder in the Hugging Face layout.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    task: Annotated[
+        str | None, typer.Option(help="Overrides the task that the checkpoint's config.json names.")
+    ] = None,
+    precision: Precision = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="What engines are built for; repeat for several (default: onnxruntime).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the inputs that parity is judged on.")] = 0,
+    json_output: Json = False,
+) -> int:
+    """Export a checkpoint to a folder of verified engines."""
+    from exporter import export
+
+    options: dict[str, Any] = {"precisions": precision} if precision else {}
+    if target:
+        options["targets"] = target
+    with stages(quiet=json_output) as progress:
+        report = export(source, destination, task=task, seed=seed, progress=progress, **options)
+    return print_report(report, json_output, f"Wrote {destination}")
+
+
+@app.command("validate")
+@reported
+def validate_verb(
+    folder: Folder,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the report goes (default: OUT/report).")
+    ] = None,
+    json_output: Json = False,
+) -> int:
+    """Judge every engine of an export, on this machine, against float32 PyTorch."""
+    from exporter import validate
+
+    with stages(quiet=json_output) as progress:
+        result = validate(folder, report_dir=report, progress=progress)
+    return print_report(result, json_output, f"Wrote {report or folder / 'report'}")
+
+
+@app.command("run")
+@reported
+def run_verb(
+    folder: Folder,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts.")],
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8 (default: the first exported).")] = None,
+    target: Annotated[str, typer.Option(help="Which engine.")] = "onnxruntime",
+    json_output: Json = False,
+) -> int:
+    """Run an exported model on text."""
+    from exporter import Session
+
+    predictions = Session(folder, precision=precision, target=target).predict(texts)
+    if json_output:
+        print_json(predictions)
+    else:
+        for prediction in predictions:
+            print_prediction(prediction)
+    return 0
+
+
+@app.command("inspect")
+@reported
+def inspect_verb(
+    path: Annotated[Path, typer.Argument(metavar="OUT|MODEL.onnx", help="An exported folder, or a graph.")],
+    json_output: Json = False,
+) -> int:
+    """Show what an exported folder or a graph holds."""
+    facts = inspect_folder(path) if path.is_dir() else inspect_graph(path)
+    if json_output:
+        print_json(facts)
+        return 0
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {entry}" for name, entry in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        out.print(f"{key:>10}  {value}")
+    return 0
+
+
+@app.command("doctor")
+@reported
+def doctor_verb(json_output: Json = False) -> int:
+    """Show what is installed here and which targets can be used."""
+    from exporter.doctor import diagnose
+
+    diagnosis = diagnose()
+    if json_output:
+        print_json(diagnosis.model_dump())
+        return 0
+    out.print(f"rotary-press {diagnosis.rotary_press}, Python {diagnosis.python}, {diagnosis.cpus} CPUs")
+    out.print(f"{diagnosis.system} ({diagnosis.processor})")
+    for extra in diagnosis.extras:
+        packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in extra.packages.items())
+        out.print(f"{extra.name:>12}  {extra.purpose}: {packages}")
+        if extra.missing and extra.name != "base":
+            out.print(f"{'':>12}  to install: pip install 'rotary-press[{extra.name}]'")
+    for target, reason in diagnosis.targets.items():
+        out.print(f"{target:>12}  {'usable' if reason is None else f'not usable: {reason}'}")
+    return 0
+
+
+def inspect_folder(folder: Path) -> dict[str, Any]:
+    """The facts of an exported folder."""
+    from exporter.manifest import load_manifest
+
+    manifest = load_manifest(folder, check_files=True)
+    parity = folder / "report" / "parity.json"
+    verdicts = {}
+    if parity.is_file():
+        from pydantic import ValidationError
+
+        from exporter.parity import ParityReport
+
+        try:
+            report = ParityReport.model_validate_json(parity.read_bytes())
+        except ValidationError as error:
+            raise UserError(f"{parity} is damaged: run rotary-press validate {folder}.") from error
+        for result in report.results:
+            verdict = "PASS" if result.passed else f"FAIL ({'; '.join(result.failures)})"
+            verdicts[f"{result.target} {result.precision} {result.output}"] = verdict
+    return {
+        "model": manifest.name,
+        "family": manifest.family,
+        "task": manifest.task,
+        "inputs": manifest.inputs,
+        "outputs": manifest.outputs,
+        "positions": manifest.max_tokens,
+        "labels": manifest.labels,
+        "passes": {entry.name: entry.count for entry in manifest.passes},
+        "engines": {f"{entry.target} {entry.precision}": entry.size_bytes for entry in manifest.engines},
+        "parity": verdicts,
+        "source": manifest.source_files,
+        "versions": manifest.versions,
+    }
+
+
+def inspect_graph(path: Path) -> dict[str, Any]:
+    """The facts of an ONNX file: interface, passes it went through, custom ops, and how often each op occurs."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        from graph_passes.pipeline import passes_run_on
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"Inspecting a graph needs {error.name}, which is not installed: pip install 'rotary-press[export]'."
+        ) from error
+    if not path.is_file():
+        raise UserError(f"There is neither a folder nor a file at {path}.")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise UserError(f"{path} is not an ONNX model: it cannot be decoded ({error}).") from error
+
+    def interface(values: Any) -> dict[str, list[Any]]:
+        return {
+            value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+            for value in values
+        }
+
+    ops = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    return {
+        "opsets": {entry.domain or "onnx": entry.version for entry in model.opset_import},
+        "inputs": interface(model.graph.input),
+        "outputs": interface(model.graph.output),
+        "passes": passes_run_on(model),
+        "functions": [f"{function.domain}::{function.name}" for function in model.functions],
+        "ops": dict(ops.most_common()),
+    }
+
+
+def print_report(report: Any, json_output: bool, written: str) -> int:
+    """Prints a parity report; the exit code says whether it passed."""
+    if json_output:
+        print_json(report.model_dump() | {"passed": report.passed})
+        return 0 if report.passed else 1
+    table = Table(title=f"{report.model} ({report.task}) against float32 PyTorch")
+    for heading in ("engine", "output"):
+        table.add_column(heading)
+    for heading in ("max abs", "cosine", "SQNR dB", "top-1"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for result in report.results:
+        metrics = result.metrics
+        table.add_row(
+            f"{result.target} {result.precision}",
+            result.output,
+            f"{metrics.max_abs:.2e}",
+            f"{metrics.cosine:.6f}",
+            "exact" if metrics.sqnr_db is None else f"{metrics.sqnr_db:.1f}",
+            "" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.2%}",
+            "PASS" if result.passed else "FAIL",
+        )
+    out.print(table)
+    for result in report.results:
+        for failure in result.failures:
+            out.print(
+                f"FAIL {result.target} {result.precision} {result.output}: {failure} (worst: {result.worst_case})"
+            )
+    out.print(f"{written}: {'PASS' if report.passed else 'FAIL'}")
+    return 0 if report.passed else 1
+
+
+def print_prediction(prediction: dict[str, Any]) -> None:
+    """Prints one prediction of a session, as its task means it."""
+    out.print(prediction["text"])
+    if "scores" in prediction:
+        for label, score in sorted(prediction["scores"].items(), key=lambda item: -item[1]):
+            out.print(f"  {score:7.2%}  {label}")
+    elif "values" in prediction:
+        for label, value in prediction["values"].items():
+            out.print(f"  {value:.6g}  {label}")
+    elif "tokens" in prediction:
+        for token in prediction["tokens"]:
+            out.print(f"  {token['score']:7.2%}  {token['label']:<16} {token['text']!r}")
+    elif "masks" in prediction:
+        for mask in prediction["masks"]:
+            for word in mask["words"]:
+                out.print(f"  {word['score']:7.2%}  {word['word']}")
+        if not prediction["masks"]:
+            out.print("  no mask token in the text: nothing to predict")
+    else:
+        rows = prediction["last_hidden_state"]
+        out.print(f"  last_hidden_state ({len(rows)}, {len(rows[0])}); use --json for the numbers")
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def silent(_stage: str) -> None:
+    """Shows nothing."""
+
+
+@contextmanager
+def stages(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows the current stage: a spinner on a terminal, a line each elsewhere, nothing where ``quiet``."""
+    if quiet:
+        yield silent
+    elif err.is_terminal:
+        with err.status("starting") as status:
+            yield lambda stage: status.update(stage)
+    else:
+        yield lambda stage: err.print(stage)
+
+
+if __name__ == "__main__":
+    main()

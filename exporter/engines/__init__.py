@@ -1,0 +1,20 @@
+"""The targets that engines can be built for."""
+
+from exporter.engines.engine import Arrays, Engine, Runner
+from exporter.engines.onnxruntime import OnnxRuntime
+from exporter.errors import UserError
+
+__all__ = ["ENGINES", "Arrays", "Engine", "Runner", "get_engine"]
+
+ENGINES: dict[str, Engine] = {engine.target: engine for engine in (OnnxRuntime(),)}
+
+
+def get_engine(target: str) -> Engine:
+    """The engine of a target.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if target not in ENGINES:
+        raise UserError(f"Unknown target {target!r}; expected one of {', '.join(ENGINES)}.")
+    return ENGINES[target]

@@ -1,0 +1,206 @@
+"""The main job: checkpoint -> torch -> ONNX -> fused -> fp32 / fp16 / int8 -> engines -> parity report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from exporter import models, parity
+from exporter.engines import get_engine
+from exporter.errors import UserError
+from exporter.files import new_folder, sha256
+from exporter.manifest import FILE_NAME, EngineEntry, FusionEntry, Manifest, installed_versions
+from exporter.models.checkpoint import PreTrainedModel, weights_file
+from exporter.parity import ParityReport
+from exporter.tasks import FAMILY_PREFIX, Task, expected_fusions, find_task, input_names
+from exporter.tokenization import load_tokenizer
+from exporter.trace import trace
+from exporter.validation import validate
+from graph_passes import pipeline
+from graph_passes.graph_pass import PassReport
+
+__all__ = ["export", "load_model"]
+
+EXTERNAL_DATA_ABOVE = 1 << 30  # bytes; a protobuf file ends at 2 GiB
+
+
+def load_model(source: str | os.PathLike[str], task: str | None = None) -> PreTrainedModel[Any]:
+    """Loads a checkpoint as the PyTorch class of its task.
+
+    Args:
+        source: A folder in the Hugging Face layout.
+        task: Overrides the task that ``config.architectures`` names.
+
+    Raises:
+        CheckpointError, ConfigError: If the folder does not hold such a model.
+        UserError: If the task is unknown.
+    """
+    folder = Path(source)
+    config = models.load_config(folder)
+    return _load(folder, find_task(config, task), config)
+
+
+def export(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    precisions: Sequence[str] = pipeline.PRECISIONS,
+    targets: Sequence[str] = ("onnxruntime",),
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Exports a checkpoint to a folder of verified engines.
+
+    The folder appears whole or not at all. It is written even where parity fails, so that the report can be read: look
+    at ``passed`` of the result.
+
+    Args:
+        source: A folder in the Hugging Face layout.
+        out: The folder to write. An earlier export there is replaced; anything else is refused.
+        task: Overrides the task that ``config.architectures`` names.
+        precisions: Of ``"fp32"``, ``"fp16"``, ``"int8"``.
+        targets: Of ``exporter.engines.ENGINES``.
+        seed: Of the parity inputs.
+        progress: Called with a line at the start of each stage; ``None`` is silent.
+
+    Returns:
+        The parity report, as it is written to ``out/report``.
+
+    Raises:
+        UserError: If the source, the task, a precision, a target or ``out`` is not usable.
+        CompileError: If a stage breaks its promise, an expected fusion that did not happen included.
+    """
+    progress = progress or (lambda _stage: None)
+    unknown = [precision for precision in precisions if precision not in pipeline.PRECISIONS]
+    if unknown or not precisions or not targets:
+        raise UserError(
+            f"Unknown precision {unknown[0]!r}" if unknown else "Nothing to export: give a precision and a target"
+        )
+    engines = [get_engine(target) for target in targets]
+    for engine in engines:
+        if reason := engine.is_available():
+            raise UserError(f"The target {engine.target} is not usable here: {reason}")
+
+    folder = Path(source)
+    config = models.load_config(folder)
+    chosen = find_task(config, task)
+    with new_folder(Path(out), replaces=FILE_NAME) as staging:
+        progress("loading the checkpoint")
+        model = _load(folder, chosen, config)
+        for name in ("model", "engines", "report"):
+            (staging / name).mkdir()
+        has_tokenizer = _copy_tokenizer(folder, config.model_type, staging / "tokenizer")
+
+        progress("tracing to ONNX")
+        plain = trace(model, chosen)
+        outputs = [value.name for value in plain.graph.output]
+
+        progress("computing the reference")
+        cases = parity.make_cases(
+            input_names=input_names(config),
+            vocab_size=config.vocab_size,
+            type_vocab_size=config.type_vocab_size,
+            pad_token_id=config.pad_token_id or 0,
+            max_tokens=config.max_tokens,
+            output_width=max(int(output.shape(config)[-1]) for output in chosen.outputs),
+            seed=seed,
+        )
+        parity.save_reference(
+            parity.compute_reference(model, cases, outputs), staging / "model" / "reference.safetensors"
+        )
+        del model
+
+        progress("fusing")
+        fused, fusions = pipeline.fuse(plain, expected=expected_fusions(config))
+        del plain
+        passes = list(fusions)
+        entries = []
+        for precision in pipeline.PRECISIONS:
+            if precision not in precisions:
+                continue
+            progress(f"building {precision}")
+            changed, reports = pipeline.change_precision(fused, precision)
+            passes += reports
+            save_onnx(changed, staging / "model" / f"{precision}.onnx")
+            for engine in engines:
+                lowered, _ = pipeline.lower(changed, engine.lowering)
+                destination = staging / "engines" / f"{engine.target}-{precision}{engine.suffix}"
+                lowered_path = staging / "lowered.onnx"
+                save_onnx(lowered, lowered_path)
+                engine.build(lowered_path, destination)
+                for leftover in staging.glob("lowered.onnx*"):
+                    leftover.unlink()
+                entries.append(
+                    EngineEntry(
+                        target=engine.target,
+                        precision=precision,
+                        file=destination.relative_to(staging).as_posix(),
+                        size_bytes=destination.stat().st_size,
+                    )
+                )
+
+        manifest = Manifest(
+            name=folder.resolve().name,
+            family=config.model_type,
+            task=chosen.name,
+            inputs=list(input_names(config)),
+            outputs=outputs,
+            score_outputs=[output.name for output in chosen.outputs if output.is_scores],
+            vocab_size=config.vocab_size,
+            type_vocab_size=config.type_vocab_size,
+            pad_token_id=config.pad_token_id or 0,
+            max_tokens=config.max_tokens,
+            labels=[config.id2label.get(index, f"LABEL_{index}") for index in range(config.num_labels)],
+            problem_type=config.problem_type,
+            has_tokenizer=has_tokenizer,
+            seed=seed,
+            passes=[_fusion_entry(report) for report in passes],
+            engines=entries,
+            source_files={path.name: sha256(path) for path in (folder / "config.json", weights_file(folder))},
+            files={
+                path.relative_to(staging).as_posix(): sha256(path)
+                for path in sorted(staging.rglob("*"))
+                if path.is_file()
+            },
+            versions=installed_versions(),
+        )
+        (staging / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+        progress("checking parity")
+        return validate(staging, progress=progress)
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model; the weights of a large one go to ``<name>.data`` beside it."""
+    if model.ByteSize() > EXTERNAL_DATA_ABOVE:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        onnx.save(model, path)
+
+
+def _load(folder: Path, task: Task, config: Any) -> PreTrainedModel[Any]:
+    model_class = getattr(models, FAMILY_PREFIX[config.model_type] + task.suffix)
+    model: PreTrainedModel[Any] = model_class.from_pretrained(folder)
+    return model
+
+
+def _copy_tokenizer(source: Path, family: str, destination: Path) -> bool:
+    """Copies the tokenizer into the export; ``False`` where the checkpoint has none.
+
+    Raises:
+        TokenizerError: If it has one that cannot be loaded.
+    """
+    names = ("tokenizer.json", "vocab.txt", "vocab.json")
+    if not any((source / name).is_file() for name in names):
+        return False
+    load_tokenizer(source, family).save(destination)
+    return True
+
+
+def _fusion_entry(report: PassReport) -> FusionEntry:
+    return FusionEntry(name=report.name, count=report.count, max_abs_difference=report.max_abs_difference)

@@ -1,0 +1,64 @@
+"""Judging an exported folder against the reference that travels with it. Needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from exporter import parity
+from exporter.engines import get_engine
+from exporter.files import inside
+from exporter.manifest import installed_versions, load_manifest
+from exporter.parity import ParityReport
+
+__all__ = ["REFERENCE", "validate"]
+
+REFERENCE = "model/reference.safetensors"
+
+
+def validate(
+    folder: str | os.PathLike[str],
+    *,
+    report_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Runs every engine of an export on the reference's inputs, here and now, and writes the report.
+
+    Run it on the device that will serve the model: what float32 PyTorch computes was recorded at export, so PyTorch is
+    not needed, while the engine's kernels are those of the device.
+
+    Args:
+        folder: Written by ``rotary-press export``. Every file's hash is checked first.
+        report_dir: Where ``parity.json`` and ``parity.md`` go; ``None`` means ``folder/report``.
+        progress: Called with a line at the start of each engine; ``None`` is silent.
+
+    Raises:
+        BundleError: If the folder is no export, is incomplete or altered, or the report cannot be written.
+        UnavailableError: If a target is not usable here.
+    """
+    path = Path(folder)
+    manifest = load_manifest(path, check_files=True)
+    reference = parity.load_reference(inside(path, REFERENCE))
+    results = []
+    for entry in manifest.engines:
+        if progress is not None:
+            progress(f"checking {entry.target} {entry.precision}")
+        runner = get_engine(entry.target).load(inside(path, entry.file))
+        results += parity.compare(
+            runner,
+            reference,
+            target=entry.target,
+            precision=entry.precision,
+            score_outputs=manifest.score_outputs,
+        )
+    report = ParityReport(
+        model=manifest.name,
+        task=manifest.task,
+        seed=manifest.seed,
+        cases=[case.name for case, _ in reference],
+        versions=installed_versions(),
+        results=results,
+    )
+    parity.write_report(report, path / "report" if report_dir is None else Path(report_dir))
+    return report
