@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import onnx
 
 from exporter import models, parity
-from exporter.engines import get_engine
+from exporter.engines import Engine, get_engine
 from exporter.errors import UserError
 from exporter.files import new_folder, sha256
 from exporter.manifest import FILE_NAME, EngineEntry, FusionEntry, Manifest, installed_versions
@@ -76,12 +77,14 @@ def export(
         CompileError: If a stage breaks its promise, an expected fusion that did not happen included.
     """
     progress = progress or (lambda _stage: None)
-    unknown = [precision for precision in precisions if precision not in pipeline.PRECISIONS]
-    if unknown or not precisions or not targets:
-        raise UserError(
-            f"Unknown precision {unknown[0]!r}" if unknown else "Nothing to export: give a precision and a target"
-        )
-    engines = [get_engine(target) for target in targets]
+    for precision in precisions:
+        if precision not in pipeline.PRECISIONS:
+            raise UserError(f"Unknown precision {precision!r}; expected one of {', '.join(pipeline.PRECISIONS)}.")
+    if not precisions or not targets:
+        raise UserError("Nothing to export: give a precision and a target.")
+    if seed < 0:
+        raise UserError(f"The seed must not be negative; got {seed}.")
+    engines = [get_engine(target) for target in dict.fromkeys(targets)]
     for engine in engines:
         if reason := engine.is_available():
             raise UserError(f"The target {engine.target} is not usable here: {reason}")
@@ -119,30 +122,12 @@ def export(
         fused, fusions = pipeline.fuse(plain, expected=expected_fusions(config))
         del plain
         passes = list(fusions)
-        entries = []
+        entries: list[EngineEntry] = []
         for precision in pipeline.PRECISIONS:
-            if precision not in precisions:
-                continue
-            progress(f"building {precision}")
-            changed, reports = pipeline.change_precision(fused, precision)
-            passes += reports
-            save_onnx(changed, staging / "model" / f"{precision}.onnx")
-            for engine in engines:
-                lowered, _ = pipeline.lower(changed, engine.lowering)
-                destination = staging / "engines" / f"{engine.target}-{precision}{engine.suffix}"
-                lowered_path = staging / "lowered.onnx"
-                save_onnx(lowered, lowered_path)
-                engine.build(lowered_path, destination)
-                for leftover in staging.glob("lowered.onnx*"):
-                    leftover.unlink()
-                entries.append(
-                    EngineEntry(
-                        target=engine.target,
-                        precision=precision,
-                        file=destination.relative_to(staging).as_posix(),
-                        size_bytes=destination.stat().st_size,
-                    )
-                )
+            if precision in precisions:
+                progress(f"building {precision}")
+                passes += _build(fused, precision, engines, staging, entries)
+        del fused
 
         manifest = Manifest(
             name=folder.resolve().name,
@@ -179,6 +164,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Writes a model; the weights of a large one go to ``<name>.data`` beside it."""
     if model.ByteSize() > EXTERNAL_DATA_ABOVE:
         onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+        onnx.load_external_data_for_model(model, str(path.parent))  # saving took the weights out of the model
     else:
         onnx.save(model, path)
 
@@ -187,6 +173,36 @@ def _load(folder: Path, task: Task, config: Any) -> PreTrainedModel[Any]:
     model_class = getattr(models, FAMILY_PREFIX[config.model_type] + task.suffix)
     model: PreTrainedModel[Any] = model_class.from_pretrained(folder)
     return model
+
+
+def _build(
+    fused: onnx.ModelProto,
+    precision: pipeline.Precision,
+    engines: Sequence[Engine],
+    staging: Path,
+    entries: list[EngineEntry],
+) -> list[PassReport]:
+    """Writes the portable graph and every engine of one precision, and adds the engines to ``entries``."""
+    changed, reports = pipeline.change_precision(fused, precision)
+    save_onnx(changed, staging / "model" / f"{precision}.onnx")
+    for engine in engines:
+        lowered, _ = pipeline.lower(changed, engine.lowering)
+        destination = staging / "engines" / f"{engine.target}-{precision}{engine.suffix}"
+        scratch = staging / "lowered"
+        scratch.mkdir()
+        save_onnx(lowered, scratch / f"{destination.stem}.onnx")
+        del lowered
+        engine.build(scratch / f"{destination.stem}.onnx", destination)
+        shutil.rmtree(scratch)
+        entries.append(
+            EngineEntry(
+                target=engine.target,
+                precision=precision,
+                file=destination.relative_to(staging).as_posix(),
+                size_bytes=sum(path.stat().st_size for path in destination.parent.glob(f"{destination.name}*")),
+            )
+        )
+    return reports
 
 
 def _copy_tokenizer(source: Path, family: str, destination: Path) -> bool:

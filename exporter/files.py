@@ -88,10 +88,14 @@ def inside(folder: Path, name: str) -> Path:
     """``folder / name``, if that is truly inside ``folder``: names read from a file are not trusted.
 
     Raises:
-        BundleError: If the name is absolute, climbs out of the folder, or follows a link out of it.
+        BundleError: If the name is absolute, climbs out of the folder, follows a link out of it, or is no path at all.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
+        raise BundleError(f"{name!r} in {folder} cannot be a path: {error}.") from error
+    if not resolved.is_relative_to(folder.resolve()):
         raise BundleError(f"{name!r} leads out of {folder}: a path in a manifest must stay inside its folder.")
     return path
 

@@ -5,6 +5,7 @@ A model remembers which passes it went through (in its metadata), so order is ch
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
@@ -134,6 +135,8 @@ def run_passes(model: onnx.ModelProto, passes: Iterable[GraphPass]) -> tuple[onn
         history.append(step.name)
         reports.append(PassReport(step.name, result.count, result.near_misses, result.max_abs_difference))
     finished = export_model(graph)
+    del graph, result
+    gc.collect()  # nodes and tensors refer to each other, so weights would stay until the collector happens to run
     entry = next((prop for prop in finished.metadata_props if prop.key == HISTORY), None)
     entry = entry if entry is not None else finished.metadata_props.add()
     entry.key, entry.value = HISTORY, json.dumps(history)

@@ -26,6 +26,9 @@ class Runner(ABC):
 
         Returns:
             The outputs by name, float32, in the engine's order.
+
+        Raises:
+            BundleError: If the engine does not take these inputs: it is not the engine of this model.
         """
 
 
@@ -49,6 +52,10 @@ class Engine(ABC):
     @abstractmethod
     def build(self, lowered: Path, destination: Path) -> None:
         """Builds an engine file from a lowered ONNX model.
+
+        Args:
+            lowered: Of the same stem as ``destination``, because a model finds its external data by name.
+            destination: The file to write. What belongs to it begins with its name.
 
         Raises:
             UnavailableError: If the target is not usable here.

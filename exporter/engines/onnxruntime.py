@@ -36,7 +36,7 @@ class OnnxRuntime(Engine):
     def build(self, lowered: Path, destination: Path) -> None:
         """Copies the model, external data included, and loads it once, so that a file that cannot run is never kept."""
         for source in lowered.parent.glob(f"{lowered.name}*"):  # the model, and its external data beside it
-            shutil.copyfile(source, destination.parent / source.name.replace(lowered.name, destination.name))
+            shutil.copyfile(source, destination.parent / source.name)
         try:
             self.load(destination)
         except BundleError as error:
@@ -54,7 +54,7 @@ class _OnnxRuntimeRunner(Runner):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised as well
         options.intra_op_num_threads = threads or 0
         try:
             self._session = ort.InferenceSession(
@@ -62,7 +62,12 @@ class _OnnxRuntimeRunner(Runner):
             )
         except Exception as error:  # the runtime raises many types of its own
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from error
+        self._path = path
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+        try:
+            found = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # as above
+            raise BundleError(f"{self._path} cannot run on {', '.join(inputs)}: {error}") from error
+        return dict(zip(self._outputs, found, strict=True))

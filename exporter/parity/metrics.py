@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -54,23 +56,27 @@ def measure(
     """
     if reference.shape != candidate.shape or not reference.size:
         raise ValueError(f"cannot compare shapes {reference.shape} and {candidate.shape}")
-    truth, found = reference.astype(np.float64), candidate.astype(np.float64)
-    if not (np.isfinite(truth).all() and np.isfinite(found).all()):
+    if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
         return Metrics(finite=False)
-    difference = np.abs(truth - found)
-    signal, noise = float(np.square(truth).sum()), float(np.square(difference).sum())
-    lengths = float(np.linalg.norm(truth) * np.linalg.norm(found))
+    difference = np.abs(reference - candidate)
+    signal, noise, power = (_dot(array, array) for array in (reference, difference, candidate))
+    lengths = math.sqrt(signal) * math.sqrt(power)
     metrics = Metrics(
         max_abs=float(difference.max()),
-        scaled_max_abs=float(difference.max() / max(1.0, np.abs(truth).max())),
-        mean_abs=float(difference.mean()),
-        cosine=float((truth * found).sum() / lengths) if lengths else float(signal == 0.0 and noise == 0.0),
-        sqnr_db=10.0 * float(np.log10(signal / noise)) if noise and signal else (-300.0 if noise else None),
+        scaled_max_abs=float(difference.max()) / max(1.0, float(np.abs(reference).max())),
+        mean_abs=float(difference.mean(dtype=np.float64)),
+        cosine=_dot(reference, candidate) / lengths if lengths else float(signal == power),
+        sqnr_db=10.0 * math.log10(signal / noise) if noise and signal else (-300.0 if noise else None),
     )
-    if is_scores and truth.shape[-1] > 1:
-        same = truth.argmax(axis=-1) == found.argmax(axis=-1)
-        best_two = np.partition(truth, -2, axis=-1)[..., -2:]
-        clear = best_two[..., 1] - best_two[..., 0] > clear_margin * truth.std()
+    if is_scores and reference.shape[-1] > 1:
+        same = reference.argmax(axis=-1) == candidate.argmax(axis=-1)
+        best_two = np.partition(reference, -2, axis=-1)[..., -2:]
+        clear = best_two[..., 1] - best_two[..., 0] > clear_margin * reference.std(dtype=np.float64)
         metrics.top1_agreement_all = float(same.mean())
         metrics.top1_agreement = float(same[clear].mean()) if clear.any() else None
     return metrics
+
+
+def _dot(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """The inner product, summed in float64 without float64 copies: a vocabulary's logits are large."""
+    return float(np.einsum("i,i->", first.ravel(), second.ravel(), dtype=np.float64))

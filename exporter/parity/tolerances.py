@@ -54,26 +54,27 @@ TOLERANCES: dict[str, Tolerance] = {
         ),
     ),
     "fp16": Tolerance(
-        scaled_max_abs=2e-2,
-        sqnr_db=40.0,
+        scaled_max_abs=1e-2,
+        sqnr_db=45.0,
         cosine=0.9999,
         top1_agreement=1.0,
         clear_margin=0.1,
         reason=(
             "One rounding to 11 bits is 2^-12 of the value, -72 dB; a hundred of them in a row add up to -52 dB, and "
-            "sharp attention amplifies them. 60 dB were measured; a norm or an angle done in float16 drops below 40."
+            "sharp attention amplifies them. 57 to 75 dB were measured on 1 to 12 layers; half-precision norms, "
+            "angles or scores before the mask cost more than the 12 dB between."
         ),
     ),
     "int8": Tolerance(
-        scaled_max_abs=0.5,
-        sqnr_db=12.0,
-        cosine=0.97,
-        top1_agreement=0.97,
+        scaled_max_abs=0.3,
+        sqnr_db=15.0,
+        cosine=0.98,
+        top1_agreement=0.98,
         clear_margin=1.0,
         reason=(
             "One int8 rounding of a Gaussian activation is about -40 dB, of one with outliers -25 dB; a dozen layers "
-            "of six products each add up to -15 to -30 dB. Below 12 dB a quarter of the amplitude is noise. What "
-            "counts in the end is the accuracy on the task: judge that too."
+            "of six products each add up to -15 to -30 dB. 31 to 46 dB were measured on models without strong "
+            "outliers; at 15 dB a sixth of the amplitude is noise. What counts in the end is the accuracy on the task."
         ),
     ),
 }

@@ -1,0 +1,90 @@
+"""A base-size encoder (12 x 768) at batch 1 x 128 tokens: our engines and the usual peer, relative to eager PyTorch.
+
+    python -m benchmarks.base_model_latency roformer
+    python -m benchmarks.base_model_latency roberta-prelayernorm
+
+Same threads for all, interleaved, medians. Weights are random: latency does not depend on them. The peer is what one
+gets without Rotary Press: the plain traced graph, and that graph through ONNX Runtime's own dynamic quantisation.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from benchmarks.results import record
+from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoFormerConfig, RoFormerModel
+from exporter.bench import interleaved_medians
+from exporter.engines import get_engine
+from exporter.exporting import save_onnx
+from exporter.tasks import TASKS, input_names
+from exporter.trace import trace
+from graph_passes import pipeline
+
+BATCH, TOKENS = 1, 128
+ROUNDS, WARM_UP = 60, 10
+
+
+def main(family: str) -> None:
+    """Measures one family, prints the ratios and records them."""
+    torch.manual_seed(0)
+    model: RoFormerModel | RobertaPreLayerNormModel
+    if family == "roformer":
+        model = RoFormerModel(RoFormerConfig()).eval()
+    else:
+        model = RobertaPreLayerNormModel(RobertaPreLayerNormConfig(max_position_embeddings=514)).eval()
+    threads = torch.get_num_threads()
+    ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (BATCH, TOKENS))
+    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    inputs = {name: arrays[name] for name in input_names(model.config)}
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+    def eager() -> object:
+        with torch.no_grad():
+            return model(**tensors)
+
+    runners: dict[str, Callable[[], object]] = {"eager PyTorch fp32": eager}
+    engine = get_engine("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def add(name: str, path: Path) -> None:
+            runners[name] = partial(engine.load(path, threads=threads).run, inputs)
+
+        plain = trace(model, TASKS["feature-extraction"])
+        fused, _ = pipeline.fuse(plain)
+        for precision in pipeline.PRECISIONS:
+            lowered, _ = pipeline.lower(pipeline.change_precision(fused, precision)[0], "onnxruntime")
+            save_onnx(lowered, Path(folder) / f"{precision}.onnx")
+            add(f"rotary-press {precision}", Path(folder) / f"{precision}.onnx")
+        save_onnx(plain, Path(folder) / "plain.onnx")
+        add("plain graph fp32", Path(folder) / "plain.onnx")
+        quantize_dynamic(
+            Path(folder) / "plain.onnx", Path(folder) / "peer.onnx", weight_type=QuantType.QInt8, per_channel=True
+        )
+        add("plain graph, quantize_dynamic", Path(folder) / "peer.onnx")
+        seconds = interleaved_medians(runners, rounds=ROUNDS, warm_up=WARM_UP)
+
+    base = seconds["eager PyTorch fp32"]
+    ratios = {name: round(value / base, 3) for name, value in seconds.items()}
+    for name, ratio in ratios.items():
+        print(f"{ratio:6.2f}  {1000 * seconds[name]:7.1f} ms  {name}")
+    path = record(
+        f"base_model_latency_{family}",
+        {
+            "what": f"{family}, 12 x 768, batch {BATCH} x {TOKENS} tokens, {threads} threads, medians of {ROUNDS}",
+            "ratio_to_eager_pytorch": ratios,
+            "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
+        },
+    )
+    print(f"recorded in {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
