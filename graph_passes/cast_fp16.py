@@ -28,7 +28,7 @@ __all__ = ["PASS"]
 WIDE = frozenset(
     {"Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean", "ReduceSum", "Exp", "Log", "Pow", "Sqrt", "Erf"}
 )
-# Always computed in float16, whatever comes in: matrix products, where the time goes.
+# Computed in float16, whatever comes in, where the weight allows it: matrix products, where the time goes.
 NARROW = frozenset({"MatMul", "Gemm"})
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).tiny)
@@ -57,14 +57,14 @@ def run(graph: gs.Graph) -> PassResult:
                 node.inputs[slot] = narrow_constants[id(tensor)]
             else:
                 node.inputs[slot] = cast(graph, tensor, wanted, casts)
-        if node.op == "Cast" and node.attrs["to"] == np.float32:
-            node.attrs["to"] = dtype
+        if node.op == "Cast" and node.outputs[0].dtype == np.float32:
+            node.attrs["to"] = dtype.type
         for tensor in node.outputs:
             if tensor.dtype == np.float32:
                 tensor.dtype = dtype
     for index, output in enumerate(graph.outputs):
         if output.dtype == np.float16:
-            name, output.name = output.name, f"{output.name}_fp16"
+            name, output.name = output.name, unique_name(graph, f"{output.name}_fp16")
             wide = cast(graph, output, np.dtype(np.float32), {})
             wide.name = name
             graph.outputs[index] = wide
@@ -73,10 +73,12 @@ def run(graph: gs.Graph) -> PassResult:
 
 def choose(node: gs.Node) -> np.dtype[Any]:
     """The dtype that a node computes in."""
-    if node.domain == DOMAIN or node.op in NARROW:
+    if node.domain == DOMAIN:
         return np.dtype(np.float16)
     if node.op in WIDE or any(isinstance(tensor, gs.Constant) and not fits(tensor) for tensor in node.inputs):
         return np.dtype(np.float32)
+    if node.op in NARROW:
+        return np.dtype(np.float16)
     computed = [t for t in node.inputs if not isinstance(t, gs.Constant) and t.dtype in (np.float32, np.float16)]
     # Anything else follows its inputs: float32 spreads from the mask to the scores, and ends at the next product.
     # A sum that feeds a softmax or a norm is done in the precision of its reader, before anything is rounded.
@@ -122,5 +124,8 @@ def cast(
 
 
 PASS = GraphPass(
-    "cast_fp16", run, requires=("fuse_rotary", "fuse_residual_layer_norm"), forbids=("cast_fp16", "quantize_dynamic")
+    "cast_fp16",
+    run,
+    requires=("fuse_rotary", "fuse_residual_layer_norm"),
+    forbids=("cast_fp16", "quantize_dynamic", "lower_to_onnxruntime"),
 )

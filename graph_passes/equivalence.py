@@ -14,6 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from graph_passes.graph_tools import constant_value, export_model, tensor_shape
 from plugins.contract import PluginContract
@@ -25,6 +26,14 @@ __all__ = ["largest_difference"]
 SIZES = ((2, 5, 7, 11), (3, 1, 2, 13))
 # Besides unit variance: a scale at which a forgotten epsilon or a forgotten normalisation shows.
 SCALES = (1.0, 0.01)
+# What the runtime raises on a model that it cannot load or run; its types share no base of their own.
+CANNOT_RUN = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
 
 
 def largest_difference(
@@ -47,7 +56,7 @@ def largest_difference(
 
     Returns:
         The largest absolute difference over all outputs, sizes and scales; infinity where a shape differs, a result is
-        not finite, or the nodes cannot be evaluated on their own.
+        not finite, or the nodes or the op cannot be evaluated on such inputs.
     """
     worst = 0.0
     random = np.random.default_rng(seed)
@@ -62,7 +71,11 @@ def largest_difference(
                 f"input_{index}": scale * random.standard_normal(_concrete(tensor, symbols)).astype(tensor.dtype)
                 for index, tensor in enumerate(inputs)
             }
-            for expected, actual in zip(_run(before, feeds), _run(after, feeds), strict=True):
+            try:
+                results = list(zip(_run(before, feeds), _run(after, feeds), strict=True))
+            except CANNOT_RUN:
+                return float("inf")
+            for expected, actual in results:
                 if expected.shape != actual.shape or not np.isfinite(expected).all() or not np.isfinite(actual).all():
                     return float("inf")
                 worst = max(worst, float(np.abs(expected.astype(np.float64) - actual).max(initial=0.0)))
@@ -92,9 +105,8 @@ def _model_of(
     The target shape of a Reshape may be computed outside of the match (from the shape of the model's inputs, say): it
     is then fixed to the shape that inference gave the result.
     """
-    renamed: dict[int, gs.Tensor] = {
-        id(tensor): gs.Variable(f"input_{index}", tensor.dtype, tensor.shape) for index, tensor in enumerate(inputs)
-    }
+    probes = _probes(inputs)
+    renamed: dict[int, gs.Tensor] = dict(probes)
     made = {id(output) for node in nodes for output in node.outputs}
     copies = []
     for node in nodes:
@@ -116,7 +128,7 @@ def _model_of(
         copies.append(gs.Node(node.op, node.name, node.attrs, copied_inputs, [renamed[id(t)] for t in node.outputs]))
     graph = gs.Graph(
         copies,
-        [renamed[id(tensor)] for tensor in inputs],
+        list(probes.values()),
         [_typed(renamed[id(tensor)], tensor.dtype) for tensor in outputs],
         opset=20,
     )
@@ -129,11 +141,20 @@ def _model_of_fused(
     contract: PluginContract,
     attributes: Mapping[str, float],
 ) -> onnx.ModelProto:
-    variables = [gs.Variable(f"input_{index}", tensor.dtype, tensor.shape) for index, tensor in enumerate(inputs)]
+    probes = _probes(inputs)
+    variables = [probes[id(tensor)] for tensor in inputs]
     results = [gs.Variable(f"output_{index}", tensor.dtype) for index, tensor in enumerate(outputs)]
     left_out = [gs.Variable.empty() for _ in contract.outputs[len(results) :]]
     node = gs.Node(contract.op_type, "fused", dict(attributes), variables, results + left_out, domain=contract.domain)
-    return export_model(gs.Graph([node], variables, results, opset=20))
+    return export_model(gs.Graph([node], list(probes.values()), results, opset=20))
+
+
+def _probes(inputs: Sequence[gs.Tensor]) -> dict[int, gs.Variable]:
+    """The inputs of a little model, by the tensor that each stands for; a tensor that is read twice is one input."""
+    probes: dict[int, gs.Variable] = {}
+    for index, tensor in enumerate(inputs):
+        probes.setdefault(id(tensor), gs.Variable(f"input_{index}", tensor.dtype, tensor.shape))
+    return probes
 
 
 def _typed(tensor: gs.Tensor, dtype: Any) -> gs.Tensor:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from graph_passes.equivalence import largest_difference
 from graph_passes.graph_pass import GraphPass, Mismatch, NearMiss, PassResult
-from graph_passes.graph_tools import producer, replace, tensor_shape
+from graph_passes.graph_tools import producer, replace, tensor_shape, unique_name
 from plugins.ops import RESIDUAL_LAYER_NORM
 
 __all__ = ["PASS"]
@@ -40,14 +40,16 @@ def run(graph: gs.Graph) -> PassResult:
         inputs = [*add.inputs, *norm.inputs[1:]]
         norm.outputs.clear()  # before the sum is redirected, so that the old norm is no reader of it
         norm.inputs.clear()
-        results = [gs.Variable(f"{output.name}_fused", output.dtype, output.shape) for output in outputs]
+        results = [
+            gs.Variable(unique_name(graph, f"{output.name}_fused"), output.dtype, output.shape) for output in outputs
+        ]
         for old, new in zip(outputs, results, strict=True):
             replace(graph, old, new)
         if not carries_sum:
             # An output that is left out is named "": ONNX Runtime refuses a node with fewer outputs than its body.
             results.append(gs.Variable.empty())
         graph.nodes.append(
-            gs.Node(CONTRACT.op_type, f"{y.name}_norm", attributes, inputs, results, domain=CONTRACT.domain)
+            gs.Node(CONTRACT.op_type, results[0].name, attributes, inputs, results, domain=CONTRACT.domain)
         )
         count += 1
     return PassResult(graph, count, tuple[NearMiss, ...](near_misses), worst)

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from graph_passes.equivalence import largest_difference
 from graph_passes.graph_pass import GraphPass, Mismatch, NearMiss, PassResult
-from graph_passes.graph_tools import constant_value, producer, replace, tensor_shape
+from graph_passes.graph_tools import constant_value, producer, replace, tensor_shape, unique_name
 from plugins.ops import INTERLEAVED_ROTARY
 
 __all__ = ["PASS"]
@@ -58,8 +58,8 @@ def run(graph: gs.Graph) -> PassResult:
         except Mismatch as mismatch:
             near_misses.append(mismatch.near_miss)
             continue
-        y = gs.Variable(f"{site.y.name}_rotary", site.y.dtype, site.y.shape)
-        fused = gs.Node(CONTRACT.op_type, f"{site.y.name}_rotary", {}, [site.x, site.cos, site.sin], [y])
+        y = gs.Variable(unique_name(graph, f"{site.y.name}_rotary"), site.y.dtype, site.y.shape)
+        fused = gs.Node(CONTRACT.op_type, y.name, {}, [site.x, site.cos, site.sin], [y])
         fused.domain = CONTRACT.domain
         graph.nodes.append(fused)
         replace(graph, site.y, y)

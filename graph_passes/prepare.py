@@ -33,12 +33,15 @@ def run(graph: gs.Graph) -> PassResult:
     types = {info.name: info.type.tensor_type for info in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in prepared.nodes:
         for tensor in node.outputs:
+            if tensor.is_empty():  # an optional output that is left out
+                continue
             if tensor.name in types:
-                tensor.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(types[tensor.name].elem_type))
-                tensor.shape = [
-                    axis.dim_value if axis.HasField("dim_value") else axis.dim_param or None
-                    for axis in types[tensor.name].shape.dim
+                found = types[tensor.name]
+                tensor.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(found.elem_type))
+                axes = [
+                    axis.dim_value if axis.HasField("dim_value") else axis.dim_param or None for axis in found.shape.dim
                 ]
+                tensor.shape = axes if found.HasField("shape") else None  # no axes: a scalar
             if tensor.dtype is None or tensor_shape(tensor) is None:
                 raise PassError(
                     f"Shape inference left {tensor.name!r} (from {node.op} {node.name!r}) with dtype {tensor.dtype} "

@@ -33,7 +33,7 @@ def run(graph: gs.Graph) -> PassResult:
     encoder = upstream_of_norms(graph)
     count, left_alone = 0, []
     for node in list(graph.nodes):
-        weight = constant_value(node.inputs[1]) if node.op == "MatMul" and not node.domain else None
+        weight = constant_value(node.inputs[1]) if node.op in ("MatMul", "Gemm") and not node.domain else None
         if weight is None:
             continue
         if reason := reason_to_leave(node, weight, encoder):
@@ -48,6 +48,8 @@ def reason_to_leave(node: gs.Node, weight: NDArray[np.float32], encoder: set[int
     """Why a product stays in float32, or ``None`` where it is to be quantised."""
     if id(node) not in encoder:
         return "it lies after the last norm of the encoder, where precision is worth more than time"
+    if node.op != "MatMul":
+        return f"a {node.op} is no plain product"
     if weight.ndim != 2 or min(weight.shape) < SMALLEST_SIDE:
         return f"its weight of shape {weight.shape} is too small to gain from int8"
     return None
@@ -88,8 +90,8 @@ def quantize(
 
 def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """(K, N) float32 -> (K, N) int8 and (N,) float32 with weight ≈ int8 * scale; -128 is not used."""
-    largest = np.abs(weight).max(axis=0)
-    scale = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+    # Not below the smallest normal number: a scale of zero, or with few bits left, would not give the weights back.
+    scale = np.maximum(np.abs(weight).max(axis=0) / 127.0, np.finfo(np.float32).tiny).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
@@ -110,5 +112,5 @@ PASS = GraphPass(
     "quantize_dynamic",
     run,
     requires=("fuse_rotary", "fuse_residual_layer_norm"),
-    forbids=("cast_fp16", "quantize_dynamic"),
+    forbids=("cast_fp16", "quantize_dynamic", "lower_to_onnxruntime"),
 )

@@ -1,0 +1,280 @@
+"""Which graphs become ``ResidualLayerNorm``, which do not and why, and that neither changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from exporter.tasks import expected_fusions
+from graph_passes import fuse_residual_layer_norm, pipeline
+from graph_passes.graph_pass import PassReport
+
+if TYPE_CHECKING:
+    from tests.graph_passes.conftest import Traced
+
+Rewrite = Callable[..., ModelProto]
+Feeds = dict[str, NDArray[Any]]
+AssertEqual = Callable[[ModelProto, ModelProto], None]
+
+NORM = """
+<ir_version: 10, opset_import: ["" : 20]>
+norm (
+    float[batch, sequence, 6] x, float[batch, sequence, 6] residual
+) => (float[batch, sequence, 6] y)
+<float[6] gamma = {1.5, -0.5, 0.25, 2, 1, 0.75}, float[6] beta = {0.5, 0, -1, 0.25, 3, -0.125}>
+{
+    total = Add (x, residual)
+    y = LayerNormalization <axis: int = -1, epsilon: float = 1e-12, stash_type: int = 1> (total, gamma, beta)
+}
+"""
+# The same, where the sum is an output of the model.
+CARRIED = ("6] y)", "6] y, float[batch, sequence, 6] total)")
+
+
+def fuse(model: ModelProto) -> tuple[ModelProto, PassReport]:
+    fused, reports = pipeline.fuse(model)
+    return fused, next(report for report in reports if report.name == "fuse_residual_layer_norm")
+
+
+def test_it_becomes_one_node_without_the_sum(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
+    plain = rewrite(NORM)
+    fused, report = fuse(plain)
+    (node,) = fused.graph.node
+    assert (node.domain, node.op_type) == ("rotary_press", "ResidualLayerNorm")
+    assert (list(node.input), list(node.output)) == (["x", "residual", "gamma", "beta"], ["y", ""])
+    assert [(a.name, a.f) for a in node.attribute] == [("epsilon", np.float32(1e-12))]
+    assert (report.count, report.near_misses) == (1, ())
+    assert report.max_abs_difference is not None
+    assert 0 <= report.max_abs_difference <= 2e-5
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("Add (x, residual)", "Add (residual, x)", id="sum commuted"),
+        pytest.param("axis: int = -1", "axis: int = 2", id="last axis as 2"),
+        pytest.param("<axis: int = -1, epsilon: float = 1e-12, stash_type: int = 1>", "", id="all by default"),
+        pytest.param("epsilon: float = 1e-12", "epsilon: float = 0.1", id="large epsilon"),
+        pytest.param("Add (x, residual)", "Add (x, x)", id="one tensor twice"),
+        pytest.param("(total, gamma, beta)", "(total, gamma, gamma)", id="gamma is beta"),
+        pytest.param("[batch, sequence, 6]", "[2, sequence, 6]", id="fixed batch"),
+    ],
+)
+def test_it_may_be_written_in_another_way(
+    rewrite: Rewrite,
+    run: Callable[..., Feeds],
+    make_feeds: Callable[..., Feeds],
+    old: str,
+    new: str,
+) -> None:
+    plain = rewrite(NORM, (old, new))
+    fused, report = fuse(plain)
+    assert (report.count, [node.op_type for node in fused.graph.node]) == (1, ["ResidualLayerNorm"])
+    feeds = make_feeds(plain, scale=0.1)  # small enough to see an epsilon
+    np.testing.assert_allclose(run(fused, feeds)["y"], run(plain, feeds)["y"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", ["1e-12", "1e-05", "0.1"])
+def test_it_keeps_its_epsilon(rewrite: Rewrite, epsilon: str) -> None:
+    fused, _ = fuse(rewrite(NORM, ("epsilon: float = 1e-12", f"epsilon: float = {epsilon}")))
+    assert fused.graph.node[0].attribute[0].f == np.float32(epsilon)
+
+
+def test_an_epsilon_that_is_not_given_is_that_of_the_standard(rewrite: Rewrite) -> None:
+    fused, _ = fuse(rewrite(NORM, ("epsilon: float = 1e-12, ", "")))
+    assert fused.graph.node[0].attribute[0].f == np.float32(1e-5)
+
+
+ONE_SUM = "[batch, sequence, 6] residual"
+CONSTANT = (
+    ("[batch, sequence, 6]", "[1, 1, 6]"),
+    (", float[1, 1, 6] residual", ""),
+    ("beta =", "beta = {0, 0, 0, 0, 0, 0}, float[1, 1, 6] residual ="),
+)
+STATISTICS = (
+    ("6] y)", "6] y, float[batch, sequence, 1] mean, float[batch, sequence, 1] scale)"),
+    ("y = Layer", "y, mean, scale = Layer"),
+)
+OTHER_AXIS = (
+    ("[batch, sequence, 6]", "[batch, 3, 2]"),
+    ("axis: int = -1", "axis: int = 1"),
+    ("float[6]", "float[3, 2]"),
+)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "reason"),
+    [
+        pytest.param(((ONE_SUM, "[6] residual"),), "one shape; got ('batch', 'sequence', 6) and (6,)", id="bias"),
+        pytest.param(((ONE_SUM, "[1, sequence, 6] residual"),), "must have one shape", id="one row for all"),
+        pytest.param(((ONE_SUM, "[batch, sequence, 1] residual"),), "must have one shape", id="one number per token"),
+        pytest.param(CONSTANT, "a constant is no residual", id="constant"),
+        pytest.param(OTHER_AXIS, "the last of three axes; got axis 1 of ('batch', 3, 2)", id="two axes"),
+        pytest.param((("[batch, sequence, 6]", "[batch, 6]"),), "of ('batch', 6)", id="two-dimensional"),
+        pytest.param(
+            (("[batch, sequence, 6]", "[batch, 2, sequence, 6]"),), "the last of three", id="four-dimensional"
+        ),
+        pytest.param(
+            (("gamma, beta)", "gamma)"),), "it must have gamma and beta, and give no statistics", id="no beta"
+        ),
+        pytest.param((("y = Layer", "y, mean, scale = Layer"),), "give no statistics", id="unused statistics"),
+        pytest.param(STATISTICS, "give no statistics", id="statistics"),
+        pytest.param(
+            (("float[6] gamma = {1.5, -0.5, 0.25, 2, 1, 0.75}", "float[1] gamma = {1.5}"),),
+            "one number per feature",
+            id="one gamma for all",
+        ),
+        pytest.param((("= Add", "= Mul"),), "its input is no sum: it comes from Mul", id="product"),
+        pytest.param((("(total, gamma", "(x, gamma"),), "it comes from outside of the graph", id="input"),
+    ],
+)
+def test_what_is_nearly_a_residual_norm_is_left_alone(
+    rewrite: Rewrite, assert_equal: AssertEqual, replacements: tuple[tuple[str, str], ...], reason: str
+) -> None:
+    plain = rewrite(NORM, *replacements)
+    fused, report = fuse(plain)
+    assert report.count == 0
+    assert len(report.near_misses) == 1
+    assert reason in report.near_misses[0].reason
+    assert report.near_misses[0].node == "y"
+    assert "LayerNormalization" in [node.op_type for node in fused.graph.node]
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize("difference", [3e-5, float("nan"), float("inf")])
+def test_what_measures_different_is_left_alone(
+    rewrite: Rewrite, assert_equal: AssertEqual, monkeypatch: pytest.MonkeyPatch, difference: float
+) -> None:
+    monkeypatch.setattr(fuse_residual_layer_norm, "largest_difference", lambda *args, **kwargs: difference)
+    plain = rewrite(NORM)
+    fused, report = fuse(plain)
+    assert report.count == 0
+    assert (
+        report.near_misses[0].reason == f"looks like ResidualLayerNorm but differs by {difference:.3g} on probe inputs"
+    )
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["reader before the norm", "reader after the norm"])
+def test_the_sum_that_is_carried_on_becomes_the_second_output(
+    rewrite: Rewrite, assert_equal: AssertEqual, first: bool
+) -> None:
+    reader = "z = Neg (total)"
+    plain = rewrite(
+        NORM,
+        ("6] y)", "6] y, float[batch, sequence, 6] z)"),
+        ("    y =", f"{reader}\n y =") if first else ("beta)", f"beta)\n {reader}"),
+    )
+    fused, report = fuse(plain)
+    norm, negative = fused.graph.node
+    assert (report.count, norm.op_type, negative.op_type) == (1, "ResidualLayerNorm", "Neg")
+    assert list(negative.input) == norm.output[1:]
+    assert_equal(plain, fused)
+
+
+def test_a_sum_that_is_an_output_keeps_its_name(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
+    plain = rewrite(NORM, CARRIED)
+    fused, report = fuse(plain)
+    (node,) = fused.graph.node
+    assert (report.count, list(node.output)) == (1, ["y", "total"])
+    assert_equal(plain, fused)
+
+
+def test_a_norm_that_is_an_output_and_is_read_keeps_its_name(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
+    plain = rewrite(NORM, ("6] y)", "6] z, float[batch, sequence, 6] y)"), ("beta)", "beta)\n z = Neg (y)"))
+    fused, report = fuse(plain)
+    assert report.count == 1
+    assert_equal(plain, fused)
+
+
+def test_of_two_norms_of_one_sum_the_second_stays(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
+    plain = rewrite(
+        NORM,
+        ("6] y)", "6] y, float[batch, sequence, 6] z)"),
+        ("gamma, beta)", "gamma, beta)\n z = LayerNormalization <epsilon: float = 0.1> (total, beta, gamma)"),
+    )
+    fused, report = fuse(plain)
+    assert sorted(node.op_type for node in fused.graph.node) == ["LayerNormalization", "ResidualLayerNorm"]
+    assert [miss.reason for miss in report.near_misses] == ["its input is no sum: it comes from ResidualLayerNorm"]
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize("carried", ["x", "y"], ids=["pre-norm", "post-norm"])
+def test_a_chain_fuses_whole(rewrite: Rewrite, assert_equal: AssertEqual, carried: str) -> None:
+    """Pre-norm adds to the sum, post-norm to the norm: only the former needs the sum as an output."""
+    base = {"x": "total", "y": "middle"}[carried]
+    plain = rewrite(
+        NORM,
+        ("    y = Layer", "    middle = Layer"),
+        (
+            "gamma, beta)",
+            f"""gamma, beta)
+            block = Tanh (middle)
+            second = Add (block, {base})
+            y = LayerNormalization <epsilon: float = 1e-5> (second, beta, gamma)""",
+        ),
+    )
+    fused, report = fuse(plain)
+    norms = [node for node in fused.graph.node if node.op_type == "ResidualLayerNorm"]
+    assert (report.count, len(norms), len(fused.graph.node)) == (2, 2, 3)
+    assert [bool(node.output[1]) for node in norms] == [carried == "x", False]
+    assert [node.attribute[0].f for node in norms] == [np.float32(1e-12), np.float32(1e-5)]
+    assert_equal(plain, fused)
+
+
+def test_a_new_name_is_one_that_nothing_else_has(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
+    plain = rewrite(
+        NORM,
+        ("6] y)", "6] z, float[batch, sequence, 6] y_fused)"),
+        ("beta)", "beta)\n z = Neg (y)\n y_fused = Abs (x)"),
+    )
+    fused, report = fuse(plain)
+    assert report.count == 1
+    assert_equal(plain, fused)
+
+
+def test_a_graph_in_double_precision_stays_so(
+    rewrite: Rewrite, run: Callable[..., Feeds], make_feeds: Callable[..., Feeds]
+) -> None:
+    plain = rewrite(NORM, ("float[", "double["))
+    fused, report = fuse(plain)
+    assert (report.count, report.near_misses[0].reason) == (
+        0,
+        "looks like ResidualLayerNorm but differs by inf on probe inputs",
+    )
+    feeds = make_feeds(plain)
+    np.testing.assert_array_equal(run(fused, feeds)["y"], run(plain, feeds)["y"])
+
+
+def test_a_second_run_changes_nothing(rewrite: Rewrite) -> None:
+    fused, _ = fuse(rewrite(NORM, CARRIED))
+    again, (report,) = pipeline.run_passes(fused, [fuse_residual_layer_norm.PASS])
+    assert report == PassReport("fuse_residual_layer_norm", 0, (), 0.0)
+    assert again.graph == fused.graph
+
+
+def test_real_models_fuse_as_often_as_promised(traced: Traced, assert_equal: AssertEqual) -> None:
+    report = traced.reports["fuse_residual_layer_norm"]
+    fused = [node for node in traced.fused.graph.node if node.op_type == "ResidualLayerNorm"]
+    left = [node for node in traced.fused.graph.node if node.op_type == "LayerNormalization"]
+    assert report.count == len(fused) == expected_fusions(traced.config)["fuse_residual_layer_norm"]
+    assert report.count == 2 * traced.config.num_hidden_layers + 1
+    assert len(left) == len(report.near_misses)
+    # The embeddings' sum and the last one are dropped; in between, a pre-norm encoder carries the sum on.
+    carried = [bool(node.output[1]) for node in fused]
+    assert carried == [False, *["prelayernorm" in traced.name] * (report.count - 2), False]
+    assert {node.attribute[0].f for node in fused} == {np.float32(1e-12)}
+    assert_equal(traced.plain, traced.fused)
+
+
+def test_the_norms_that_stay_are_those_without_a_sum(traced: Traced) -> None:
+    reasons = [miss.reason for miss in traced.reports["fuse_residual_layer_norm"].near_misses]
+    first_block = ["its input is no sum: it comes from ResidualLayerNorm"] if "prelayernorm" in traced.name else []
+    head = ["its input is no sum: it comes from Gelu"] if "fill-mask" in traced.name else []
+    assert reasons == first_block + head

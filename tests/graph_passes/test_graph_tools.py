@@ -1,0 +1,141 @@
+"""Questions about a graph, edits of it, and the way in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from onnx import ModelProto, checker, numpy_helper
+
+from graph_passes import graph_tools
+from graph_passes.graph_tools import export_model, import_model, replace, skeleton, unique_name
+
+if TYPE_CHECKING:
+    from tests.graph_passes.conftest import Traced
+
+Rewrite = Callable[..., ModelProto]
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 20]>
+small (float[batch, 4] x) => (float[batch, 4] y, float[batch, 4] z)
+<float[4] w = {1, 2, 3, 4}>
+{
+    c = Constant <value: tensor = float[1] {2}> ()
+    m = Mul (x, w)
+    y = Add (m, c)
+    z = Sub (y, m)
+}
+"""
+
+
+@pytest.fixture
+def graph(rewrite: Rewrite) -> gs.Graph:
+    return import_model(rewrite(TEXT))
+
+
+def test_a_custom_op_brings_its_body_and_no_other(masked_lm: Traced) -> None:
+    graph = import_model(masked_lm.fused)
+    used = {node.op for node in graph.nodes if node.domain == "rotary_press"}
+    exported = export_model(graph)
+    assert sorted(function.name for function in exported.functions) == sorted(used)
+    assert {opset.domain for opset in exported.opset_import} == {"", "rotary_press"}
+    assert exported.ir_version == 10
+    checker.check_model(exported, full_check=True)
+
+
+def test_the_way_in_and_out_changes_nothing(masked_lm: Traced) -> None:
+    assert export_model(import_model(masked_lm.fused)).graph == masked_lm.fused.graph
+
+
+def test_a_skeleton_has_no_weights_but_their_names_and_shapes(masked_lm: Traced) -> None:
+    graph = import_model(masked_lm.fused)
+    graph.nodes[0].inputs[0] = gs.Constant("large", np.zeros((50, 40), dtype=np.float32))
+    before = export_model(graph)
+    bare = skeleton(graph)
+    weights = {weight.name: weight for weight in before.graph.initializer}
+    kept = {weight.name for weight in bare.graph.initializer}
+    assert max(int(np.prod(numpy_helper.to_array(w).shape)) for w in bare.graph.initializer) <= 1024
+    added = {value.name: value.type.tensor_type for value in bare.graph.input[len(before.graph.input) :]}
+    assert added.keys() == weights.keys() - kept
+    assert "large" in added
+    for name, kind in added.items():
+        assert [axis.dim_value for axis in kind.shape.dim] == list(weights[name].dims)
+        assert kind.elem_type == weights[name].data_type
+    assert [list(node.input) for node in bare.graph.node] == [list(node.input) for node in before.graph.node]
+    assert export_model(graph) == before, "the graph itself stays whole"
+
+
+def test_a_weight_that_is_read_twice_is_one_input(rewrite: Rewrite) -> None:
+    graph = import_model(rewrite(TEXT, ("Sub (y, m)", "Sub (y, w)")))
+    graph.tensors()["w"].values = np.zeros((300, 4), dtype=np.float32)
+    assert [value.name for value in skeleton(graph).graph.input] == ["x", "w"]
+
+
+def test_who_makes_a_tensor(graph: gs.Graph) -> None:
+    tensors = graph.tensors()
+    made = graph_tools.producer(tensors["y"])
+    assert made is not None
+    assert made.op == "Add"
+    assert graph_tools.producer(tensors["y"], "Sub", "Add") is made
+    assert graph_tools.producer(tensors["y"], "Sub") is None
+    assert graph_tools.producer(tensors["x"]) is None
+
+
+def test_an_op_of_that_name_in_another_domain_is_another_op(graph: gs.Graph) -> None:
+    y = graph.tensors()["y"]
+    (made,) = y.inputs
+    made.domain = "elsewhere"
+    assert graph_tools.producer(y, "Add") is None
+    assert graph_tools.producer(y) is made
+
+
+def test_the_value_of_a_constant(graph: gs.Graph) -> None:
+    values = {name: graph_tools.constant_value(tensor) for name, tensor in graph.tensors().items()}
+    found = {name: value.tolist() for name, value in values.items() if value is not None}
+    assert found == {"w": [1, 2, 3, 4], "c": [2]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [(["batch", 4], ("batch", 4)), ([], ()), (None, None), (["batch", None], None), (["", 4], None)],
+)
+def test_a_shape_is_known_whole_or_not_at_all(shape: list[object] | None, expected: tuple[object, ...] | None) -> None:
+    assert graph_tools.tensor_shape(gs.Variable("t", np.float32, shape)) == expected
+
+
+def test_a_new_name_is_taken_by_neither_tensor_nor_node(graph: gs.Graph) -> None:
+    assert unique_name(graph, "m") == "m_0"
+    graph.nodes[0].name = "m_0"
+    assert unique_name(graph, "m") == "m_1"
+    graph.nodes[1].outputs[0].name = "m_1"
+    assert unique_name(graph, "m") == "m_2"
+
+
+def test_whoever_read_the_old_tensor_reads_the_new_one(graph: gs.Graph) -> None:
+    tensors = graph.tensors()
+    new = gs.Variable("new", np.float32, ["batch", 4])
+    graph.nodes.append(gs.Node("Neg", inputs=[tensors["x"]], outputs=[new]))
+    replace(graph, tensors["m"], new)
+    model = export_model(graph.cleanup().toposort())
+    assert {node.op_type: list(node.input) for node in model.graph.node if node.op_type != "Constant"} == {
+        "Neg": ["x"],
+        "Add": ["new", "c"],
+        "Sub": ["y", "new"],
+    }
+
+
+def test_an_output_that_is_replaced_keeps_its_name(graph: gs.Graph) -> None:
+    old = graph.tensors()["y"]
+    new = gs.Variable("new", np.float32, ["batch", 4])
+    graph.nodes.append(gs.Node("Neg", inputs=[graph.inputs[0]], outputs=[new]))
+    replace(graph, old, new)
+    model = export_model(graph.cleanup().toposort())
+    assert [output.name for output in model.graph.output] == ["y", "z"]
+    assert {node.op_type: (list(node.input), list(node.output)) for node in model.graph.node} == {
+        "Neg": (["x"], ["y"]),
+        "Mul": (["x", "w"], ["m"]),
+        "Sub": (["y", "m"], ["z"]),
+    }

@@ -1,0 +1,83 @@
+"""Evaluating a custom op by its ONNX function body, in two independent runtimes, and what to compare it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from plugins.contract import DOMAIN
+from plugins.ops import Op
+
+
+def evaluate_in_onnxruntime(model: ModelProto, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    results: list[NDArray[Any]] = session.run(None, feeds)
+    return results
+
+
+def evaluate_in_reference(model: ModelProto, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    results: list[NDArray[Any]] = ReferenceEvaluator(model).run(None, feeds)  # type: ignore[assignment]
+    return results
+
+
+EVALUATORS = {"onnxruntime": evaluate_in_onnxruntime, "onnx.reference": evaluate_in_reference}
+
+
+@pytest.fixture(params=EVALUATORS)
+def evaluate_body(request: pytest.FixtureRequest) -> Callable[..., list[NDArray[Any]]]:
+    """``evaluate_body(op, arrays, keep=…, **attributes)``: the outputs of one node of the op, in each of the runtimes.
+
+    ``keep`` says how many outputs the node has; the others are left out.
+    """
+    evaluator = EVALUATORS[request.param]
+
+    def evaluate(
+        op: Op, arrays: Sequence[NDArray[Any]], *, keep: int | None = None, **attributes: float
+    ) -> list[NDArray[Any]]:
+        contract = op.contract
+        feeds = {spec.name: array for spec, array in zip(contract.inputs, arrays, strict=True)}
+        outputs = [spec.name for spec in contract.outputs][:keep]
+        left_out = [""] * (len(contract.outputs) - len(outputs))
+        element = helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
+        node = helper.make_node(contract.op_type, list(feeds), outputs + left_out, domain=DOMAIN)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        graph = helper.make_graph(
+            [node],
+            "one_node",
+            [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+                for name, array in feeds.items()
+            ],
+            [helper.make_tensor_value_info(name, element, None) for name in outputs],
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+        model = helper.make_model(graph, functions=[op.function_body()], opset_imports=opsets, ir_version=10)
+        return evaluator(model, feeds)
+
+    return evaluate
+
+
+@pytest.fixture
+def assert_rounds_once() -> Callable[..., None]:
+    """``assert_rounds_once(found, truth, atol)``: a result is as good as its dtype lets it be.
+
+    Its error is at most twice that of the float64 truth rounded to that dtype, and ``atol`` for the way there.
+    """
+
+    def check(found: NDArray[Any], truth: NDArray[np.float64], atol: float) -> None:
+        assert found.shape == truth.shape
+        rounding = np.abs(truth.astype(found.dtype).astype(np.float64) - truth)
+        excess = np.abs(found.astype(np.float64) - truth) - (2 * rounding + atol)
+        assert np.all(excess <= 0), f"{np.count_nonzero(excess > 0)} elements are off, by up to {excess.max():.3g}"
+
+    return check
