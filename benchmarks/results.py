@@ -30,9 +30,8 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor() or platform.machine()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
-    )
+    lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp", "i8mm")
-    present = [flag for flag in wanted if flag in fields.get("flags", fields.get("Features", "")).split()]
+    present = [flag for flag in wanted if flag in (fields.get("flags") or fields.get("Features", "")).split()]
     return f"{fields.get('model name', platform.machine())} ({', '.join(present)})"

@@ -6,6 +6,7 @@ Exit codes: 0 done and within tolerance; 1 parity failed, or a compiler stage br
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 import warnings
@@ -33,8 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # Into a file or a pipe, tables are as wide as they need to be; on a terminal they fit it.
-out = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Precision = Annotated[
@@ -47,6 +48,8 @@ def main() -> None:
     """The console script."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries tell their developers is not for our users
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese still shows the rest
     app()
 
 
@@ -57,8 +60,8 @@ def reported(verb: Callable[P, int]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = verb(*args, **kwargs)
-        except RotaryPressError as error:
-            code = 2 if isinstance(error, UserError) else 1
+        except (RotaryPressError, OSError) as error:  # a full disk is the user's to mend, too
+            code = 1 if isinstance(error, CompileError) else 2
             if kwargs.get("json_output"):
                 print_json({"error": {"type": type(error).__name__, "message": str(error)}})
             else:
@@ -225,9 +228,11 @@ def inspect_graph(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"There is neither a folder nor a file at {path}.")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
     except DecodeError as error:
         raise UserError(f"{path} is not an ONNX model: it cannot be decoded ({error}).") from error
+    if not model.opset_import:
+        raise UserError(f"{path} is not an ONNX model: it names no opset.")
 
     def interface(values: Any) -> dict[str, list[Any]]:
         return {
@@ -302,8 +307,8 @@ def print_prediction(prediction: dict[str, Any]) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    """Prints one JSON document, in ASCII, which every terminal and pipe takes."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def silent(_stage: str) -> None:

@@ -14,7 +14,20 @@ __all__ = ["Diagnosis", "diagnose"]
 
 # Per extra of the distribution: what it is for, and what it installs.
 EXTRAS = {
-    "base": ("run and validate an export", ("numpy", "onnxruntime", "pydantic", "rich", "rjieba", "safetensors")),
+    "base": (
+        "run and validate an export",
+        (
+            "numpy",
+            "onnxruntime",
+            "pydantic",
+            "rich",
+            "rjieba",
+            "safetensors",
+            "tokenizers",
+            "typer",
+            "typing-extensions",
+        ),
+    ),
     "export": ("compile a checkpoint", ("torch", "onnx", "onnx-graphsurgeon", "onnxscript", "polygraphy")),
     "rtx": ("TensorRT-RTX engines (none are built yet)", ("tensorrt-rtx",)),
     "tensorrt": ("TensorRT engines (none are built yet)", ("tensorrt",)),

@@ -164,7 +164,7 @@ class Session:
         scores = _softmax(outputs["logits"][row])  # (S, labels)
         tokens = []
         for position, (start, end) in enumerate(batch.offsets[row]):
-            if batch.special_tokens_mask[row, position] or not batch.attention_mask[row, position]:
+            if batch.special_tokens_mask[row, position]:  # padding is special, too
                 continue
             best = int(scores[position].argmax())
             tokens.append(

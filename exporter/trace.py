@@ -17,8 +17,9 @@ __all__ = ["OPSET", "trace"]
 
 # 20 is the oldest set with Gelu, and every runtime we target reads it.
 OPSET = 20
-# Two rows of seven: sizes that no weight has by accident, so that no axis is taken for a constant.
-SAMPLE_SHAPE = (2, 7)
+# Two rows of seven, where the positions allow it: sizes that no weight has by accident, so that no axis is taken for
+# a constant.
+SAMPLE_ROWS, SAMPLE_TOKENS = 2, 7
 # What the exporter warns of although it is as intended: one axis name serves all inputs.
 EXPECTED_WARNINGS = (
     r".*shares the same shape constraints with another axis.*",
@@ -54,7 +55,8 @@ def trace(model: nn.Module, task: Task) -> onnx.ModelProto:
     """
     config: Any = model.config
     names = input_names(config)
-    ids = torch.arange(SAMPLE_SHAPE[0] * SAMPLE_SHAPE[1]).reshape(SAMPLE_SHAPE) % config.vocab_size
+    shape = (SAMPLE_ROWS, min(SAMPLE_TOKENS, config.max_tokens))
+    ids = torch.arange(shape[0] * shape[1]).reshape(shape) % config.vocab_size
     samples = (ids, torch.ones_like(ids), torch.zeros_like(ids))
     with torch.no_grad():
         computed = model(ids)

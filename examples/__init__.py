@@ -1,0 +1,1 @@
+"""Two small trained checkpoints, the script that trains them, and the data that measure them."""

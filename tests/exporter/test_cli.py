@@ -1,0 +1,510 @@
+"""The command line: every verb, its exit codes, one JSON document or one clear message, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner, Result
+
+import exporter
+from exporter import exporting, parity
+from exporter.cli import app
+from exporter.errors import PassError, TraceError
+from exporter.manifest import FILE_NAME
+from exporter.parity import ParityReport
+
+ROOT = Path(__file__).parents[2]
+quick_trace = pytest.mark.usefixtures("quick_trace")
+in_both_forms = pytest.mark.parametrize("form", ["text", "json"])
+
+
+def press(*arguments: object) -> Result:
+    """Runs the command line in this process. Only a verb's own exit may end it: anything else is a traceback."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def press_alone(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, "-m", "exporter", *map(str, arguments)]
+    env = {"PATH": "/usr/bin:/bin"} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
+
+
+def document(result: Result | subprocess.CompletedProcess[str]) -> Any:
+    """The one JSON document that was printed, and nothing beside it."""
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, hidden ones too, with the content of files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def source(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "in"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where to write, with a file and somebody's folder already in it."""
+    place = tmp_path / "place"
+    (place / "theirs").mkdir(parents=True)
+    (place / "theirs" / "thesis.txt").write_text("years of work")
+    (place / "taken").write_text("a file")
+    return place
+
+
+# export and validate
+
+
+@quick_trace
+def test_export(checkpoint: Path, place: Path) -> None:
+    result = press("export", checkpoint, place / "out", "--precision", "int8", "--precision", "fp32", "--seed", 3)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "loading the checkpoint",
+        "tracing to ONNX",
+        "computing the reference",
+        "fusing",
+        "building fp32",
+        "building int8",
+        "checking parity",
+        "checking onnxruntime fp32",
+        "checking onnxruntime int8",
+    ]
+    assert "tiny (text-classification) against float32 PyTorch" in result.stdout
+    assert [line.split()[-2] for line in result.stdout.splitlines() if "onnxruntime" in line] == ["PASS", "PASS"]
+    assert result.stdout.splitlines()[-1] == f"Wrote {place / 'out'}: PASS"
+    assert json.loads((place / "out" / FILE_NAME).read_text())["seed"] == 3
+
+
+@quick_trace
+def test_export_with_every_option_as_json(checkpoint: Path, place: Path) -> None:
+    result = press(
+        *("export", checkpoint, place / "out", "--task", "text-classification", "--precision", "fp16"),
+        *("--target", "onnxruntime", "--seed", "4", "--json"),
+    )
+    assert result.exit_code == 0
+    report = document(result)
+    assert report.pop("passed") is True
+    assert report["seed"] == 4
+    assert [entry["precision"] for entry in report["results"]] == ["fp16"]
+    written = (place / "out" / "report" / "parity.json").read_bytes()
+    assert ParityReport.model_validate(report) == ParityReport.model_validate_json(written)
+
+
+def test_a_whole_export_in_a_process_of_its_own(checkpoint: Path, place: Path) -> None:
+    """Nothing is faked here, and no library may say a word on either stream."""
+    finished = press_alone("export", checkpoint, place / "out", "--json")
+    assert finished.returncode == 0
+    assert document(finished)["passed"] is True
+    assert sorted(path.name for path in place.iterdir()) == ["out", "taken", "theirs"]
+
+
+@in_both_forms
+def test_validate(bundle: Path, place: Path, form: str) -> None:
+    shutil.rmtree(bundle / "report")
+    result = press("validate", bundle, "--report", place / "reports", *(["--json"] if form == "json" else []))
+    assert result.exit_code == 0
+    assert not (bundle / "report").exists()
+    assert sorted(path.name for path in (place / "reports").iterdir()) == ["parity.json", "parity.md"]
+    if form == "json":
+        assert document(result)["passed"] is True
+    else:
+        assert result.stdout.splitlines()[-1] == f"Wrote {place / 'reports'}: PASS"
+        assert result.stderr.splitlines() == [f"checking onnxruntime {name}" for name in ("fp32", "fp16", "int8")]
+
+
+@quick_trace
+@in_both_forms
+def test_a_failed_parity_exits_with_1(
+    checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    honest = parity.compute_reference
+
+    def shifted(*arguments: Any) -> Any:
+        return [(case, {name: array + 1 for name, array in truth.items()}) for case, truth in honest(*arguments)]
+
+    monkeypatch.setattr(parity, "compute_reference", shifted)
+    options = ["--precision", "fp32", *(["--json"] if form == "json" else [])]
+    result = press("export", checkpoint, place / "out", *options)
+    assert result.exit_code == 1
+    assert (place / "out" / FILE_NAME).is_file()
+    if form == "json":
+        assert document(result)["passed"] is False
+    else:
+        assert "FAIL onnxruntime fp32 logits: scaled max abs " in result.stdout
+        assert "(worst: " in result.stdout
+        assert result.stdout.splitlines()[-1] == f"Wrote {place / 'out'}: FAIL"
+
+
+@in_both_forms
+@pytest.mark.parametrize("error", [TraceError, PassError])
+def test_a_broken_promise_exits_with_1_and_asks_for_a_report(
+    checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], form: str
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise error("the graph drifted.")
+
+    monkeypatch.setattr(exporting, "trace", fail)
+    before = tree(place)
+    result = press("export", checkpoint, place / "new" / "out", *(["--json"] if form == "json" else []))
+    assert result.exit_code == 1
+    if form == "json":
+        assert document(result) == {"error": {"type": error.__name__, "message": "the graph drifted."}}
+    else:
+        assert result.stdout == ""
+        assert result.stderr.splitlines()[-2:] == [
+            "error: the graph drifted.",
+            "Please report this with the output of rotary-press doctor.",
+        ]
+    assert tree(place) == before
+
+
+# the user's mistakes
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def reshape(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["classifier.out_proj.weight"] = np.zeros((3, 5), np.float32)
+    save_file(state, folder / "model.safetensors")
+
+
+def configure(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | values))
+
+    return change
+
+
+def nothing(_folder: Path) -> None:
+    """Leaves the checkpoint as it is."""
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object], str, list[str], str, str]] = {
+    # what is done to the checkpoint, OUT, options, the error's type, what its message says
+    "missing weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "new/out",
+        [],
+        "CheckpointError",
+        "has no model.safetensors",
+    ),
+    "truncated weights": (truncate, "new/out", [], "CheckpointError", "cannot be read"),
+    "another architecture": (
+        configure(model_type="bert"),
+        "new/out",
+        [],
+        "ConfigError",
+        "model_type is 'bert', expected one of 'roformer', 'roberta-prelayernorm'",
+    ),
+    "a tensor of the wrong shape": (
+        reshape,
+        "new/out",
+        [],
+        "CheckpointError",
+        "tensor classifier.out_proj.weight has shape (3, 5); config.json asks for (3, 16)",
+    ),
+    "no task": (configure(architectures=None), "out", [], "ConfigError", "Choose one with --task"),
+    "no checkpoint": (shutil.rmtree, "out", [], "CheckpointError", "No checkpoint folder at"),
+    "a file in the way": (nothing, "taken", [], "BundleError", "a file of that name is there. Choose another OUT"),
+    "a path below a file": (nothing, "taken/new/out", [], "BundleError", "Cannot write"),
+    "a folder of somebody else": (nothing, "theirs", [], "BundleError", "Will not replace"),
+    "unknown task": (nothing, "new/out", ["--task", "translation"], "UserError", "Unknown task 'translation'"),
+    "unknown precision": (
+        nothing,
+        "new/out",
+        ["--precision", "fp32", "--precision", "fp8"],
+        "UserError",
+        "Unknown precision 'fp8'; expected one of fp32, fp16, int8.",
+    ),
+    "unknown target": (nothing, "new/out", ["--target", "tpu"], "UserError", "Unknown target 'tpu'"),
+    "negative seed": (nothing, "new/out", ["--seed", "-1"], "UserError", "The seed must not be negative; got -1."),
+}
+
+
+def check_message(result: Result, form: str, error: str, message: str) -> None:
+    """The exit code of a user's mistake, and one clear message in the form that was asked for."""
+    assert result.exit_code == 2
+    if form == "json":
+        content = document(result)
+        assert content.keys() == {"error"}
+        assert content["error"]["type"] == error
+        assert message in content["error"]["message"]
+    else:
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        assert lines[-1].startswith("error: ")
+        assert message in lines[-1]
+        stages = ("loading the checkpoint", "checking onnxruntime ")
+        assert all(line.startswith(stages) for line in lines[:-1]), "one message, after the stages that were reached"
+
+
+@in_both_forms
+@pytest.mark.parametrize(("harm", "out", "options", "error", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_an_export_that_cannot_be(
+    source: Path,
+    place: Path,
+    harm: Callable[[Path], object],
+    out: str,
+    options: list[str],
+    error: str,
+    message: str,
+    form: str,
+) -> None:
+    harm(source)
+    before = tree(place)
+    result = press("export", source, place / out, *options, *(["--json"] if form == "json" else []))
+    check_message(result, form, error, message)
+    assert tree(place) == before
+
+
+@in_both_forms
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["run", "OUT", "a " * 19], "InputError", "Text 0 has 21 tokens, special ones included; the limit is 20"),
+        (["run", "OUT", "a", "--precision", "fp8"], "UserError", "has no engine for onnxruntime fp8"),
+        (["run", "OUT", "a", "--target", "tpu"], "UserError", "has no engine for tpu"),
+        (["run", "PLACE", "a"], "BundleError", "has no manifest.json"),
+        (["validate", "PLACE"], "BundleError", "has no manifest.json"),
+        (["validate", "OUT", "--report", "PLACE/taken/below"], "BundleError", "Cannot write"),
+        (["inspect", "PLACE"], "BundleError", "has no manifest.json"),
+        (["inspect", "PLACE/absent"], "UserError", "There is neither a folder nor a file at"),
+        (["inspect", "PLACE/taken"], "UserError", "taken is not an ONNX model: it cannot be decoded"),
+        (["inspect", "PLACE/empty.onnx"], "UserError", "empty.onnx is not an ONNX model: it names no opset"),
+        (["inspect", "OUT/manifest.json"], "UserError", "manifest.json is not an ONNX model: it cannot be decoded"),
+    ],
+)
+def test_other_mistakes(
+    exported: Path, place: Path, arguments: list[str], error: str, message: str, form: str, tmp_path: Path
+) -> None:
+    (place / "empty.onnx").touch()
+    before = tree(tmp_path), tree(exported)
+    given = [argument.replace("OUT", str(exported)).replace("PLACE", str(place)) for argument in arguments]
+    result = press(*given, *(["--json"] if form == "json" else []))
+    check_message(result, form, error, message)
+    assert (tree(tmp_path), tree(exported)) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["press"], ["export"], ["export", "only-one"], ["run", "out"], ["validate"], ["export", "a", "b", "--seed", "x"]],
+)
+def test_usage_errors(arguments: list[str]) -> None:
+    result = press(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["export", "validate", "run", "inspect", "doctor"])
+def test_help(verb: str) -> None:
+    overview, details = press("--help"), press(verb, "--help")
+    assert overview.exit_code == details.exit_code == 0
+    assert verb in overview.stdout
+    assert "--json" in details.stdout
+
+
+# run
+
+
+@in_both_forms
+def test_run(exported: Path, form: str) -> None:
+    texts = ["今天 天气 好", "a b"]
+    result = press("run", exported, *texts, "--precision", "int8", *(["--json"] if form == "json" else []))
+    assert result.exit_code == 0
+    expected = exporter.Session(exported, precision="int8").predict(texts)
+    if form == "json":
+        assert document(result) == expected
+        return
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert [lines[0], lines[4]] == texts
+    best = max(expected[0]["scores"].items(), key=lambda item: item[1])
+    assert lines[1] == f"  {best[1]:7.2%}  {best[0]}"
+    assert len(lines) == 8
+
+
+PREDICTIONS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"values": {"grade": 1.5}}, ["  1.5  grade"]),
+    (
+        {"tokens": [{"text": "Ada", "label": "PER", "score": 0.5, "start": 0, "end": 3}]},
+        ["   50.00%  PER              'Ada'"],
+    ),
+    (
+        {"masks": [{"position": 1, "words": [{"word": "x", "score": 1.0}, {"word": "y", "score": 0.0}]}]},
+        ["  100.00%  x", "    0.00%  y"],
+    ),
+    ({"masks": []}, ["  no mask token in the text: nothing to predict"]),
+    ({"last_hidden_state": [[1.0, 2.0, 3.0]]}, ["  last_hidden_state (1, 3); use --json for the numbers"]),
+    ({"label": "b", "score": 0.75, "scores": {"a": 0.25, "b": 0.75}}, ["   75.00%  b", "   25.00%  a"]),
+]
+
+
+@pytest.mark.parametrize(("prediction", "lines"), PREDICTIONS)
+@pytest.mark.parametrize("text", ["plain", ":smile: [bold]x[/bold] https://example.com 'quoted' " + "long " * 60])
+def test_every_kind_of_prediction(
+    monkeypatch: pytest.MonkeyPatch, prediction: dict[str, Any], lines: list[str], text: str
+) -> None:
+    """Texts are shown as they are: nothing in them is markup, and no line is broken."""
+
+    class Stub:
+        def __init__(self, folder: Path, *, precision: str | None, target: str) -> None:
+            assert (folder, precision, target) == (Path("out"), None, "onnxruntime")
+
+        def predict(self, texts: list[str]) -> list[dict[str, Any]]:
+            return [{"text": text, **prediction} for text in texts]
+
+    monkeypatch.setattr(exporter, "Session", Stub)
+    result = press("run", "out", text)
+    assert result.stdout.splitlines() == [text, *lines]
+
+
+def test_a_terminal_that_lacks_the_characters(exported: Path) -> None:
+    finished = press_alone("run", exported, "今天", PYTHONIOENCODING="ascii")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.splitlines()[0] == r"\u4eca\u5929"
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], False), (["-W", "default"], True)])
+def test_warnings_of_libraries_are_shown_only_to_who_asks(options: list[str], shown: bool) -> None:
+    code = "import warnings; from exporter import cli; cli.app = lambda: warnings.warn('outdated'); cli.main()"
+    command = [sys.executable, *options, "-c", code]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("outdated" in finished.stderr) == shown
+
+
+def test_json_is_json_whatever_the_terminal_and_the_names(place: Path) -> None:
+    finished = press_alone("validate", place / "caf\udce9 今天 😀", "--json", PYTHONIOENCODING="ascii")
+    assert finished.returncode == 2
+    assert "caf\udce9 今天 😀 has no manifest.json" in document(finished)["error"]["message"]
+
+
+# inspect and doctor
+
+
+@in_both_forms
+def test_inspect_a_folder(exported: Path, form: str) -> None:
+    result = press("inspect", exported, *(["--json"] if form == "json" else []))
+    assert (result.exit_code, result.stderr) == (0, "")
+    manifest = json.loads((exported / FILE_NAME).read_text())
+    if form == "text":
+        facts = {line[:10].strip(): line[12:] for line in result.stdout.splitlines()}
+        assert facts["labels"] == "bad, fair, good"
+        assert facts["positions"] == "20"
+        assert facts["parity"] == (
+            "onnxruntime fp32 logits PASS, onnxruntime fp16 logits PASS, onnxruntime int8 logits PASS"
+        )
+        return
+    facts = document(result)
+    assert facts == {
+        "model": "tiny",
+        "family": "roformer",
+        "task": "text-classification",
+        "inputs": ["input_ids", "attention_mask", "token_type_ids"],
+        "outputs": ["logits"],
+        "positions": 20,
+        "labels": ["bad", "fair", "good"],
+        "passes": {entry["name"]: entry["count"] for entry in manifest["passes"]},
+        "engines": {f"onnxruntime {entry['precision']}": entry["size_bytes"] for entry in manifest["engines"]},
+        "parity": {f"onnxruntime {entry['precision']} logits": "PASS" for entry in manifest["engines"]},
+        "source": manifest["source_files"],
+        "versions": manifest["versions"],
+    }
+
+
+def test_inspect_tells_what_failed_and_what_was_not_judged(bundle: Path) -> None:
+    path = bundle / "report" / "parity.json"
+    report = json.loads(path.read_text())
+    report["results"][1]["failures"] = ["cosine 0.5 < 0.9", "SQNR 1.0 dB < 40 dB"]
+    path.write_text(json.dumps(report))
+    assert document(press("inspect", bundle, "--json"))["parity"] == {
+        "onnxruntime fp32 logits": "PASS",
+        "onnxruntime fp16 logits": "FAIL (cosine 0.5 < 0.9; SQNR 1.0 dB < 40 dB)",
+        "onnxruntime int8 logits": "PASS",
+    }
+    path.unlink()
+    assert document(press("inspect", bundle, "--json"))["parity"] == {}
+    path.write_text("{")
+    check_message(press("inspect", bundle), "text", "UserError", "parity.json is damaged: run rotary-press validate")
+    (bundle / "model" / "fp32.onnx").write_text("altered")
+    check_message(press("inspect", bundle), "text", "BundleError", "fp32.onnx was altered")
+
+
+@in_both_forms
+def test_inspect_a_graph(exported: Path, form: str) -> None:
+    result = press("inspect", exported / "model" / "fp16.onnx", *(["--json"] if form == "json" else []))
+    assert (result.exit_code, result.stderr) == (0, "")
+    if form == "text":
+        assert "inputs  input_ids ['batch', 'sequence'], attention_mask " in result.stdout
+        assert "passes  prepare, fuse_rotary, fuse_residual_layer_norm, cast_fp16" in result.stdout
+        return
+    facts = document(result)
+    assert facts["opsets"] == {"onnx": 20, "rotary_press": 1}
+    assert facts["inputs"] == {
+        name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    assert facts["outputs"] == {"logits": ["batch", 3]}
+    assert facts["passes"] == ["prepare", "fuse_rotary", "fuse_residual_layer_norm", "cast_fp16"]
+    assert set(facts["functions"]) == {"rotary_press::InterleavedRotary", "rotary_press::ResidualLayerNorm"}
+    assert facts["ops"]["rotary_press::InterleavedRotary"] == 4
+    assert facts["ops"]["rotary_press::ResidualLayerNorm"] == 5
+    assert list(facts["ops"].values()) == sorted(facts["ops"].values(), reverse=True)
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.doctor import diagnose
+
+    diagnosis = diagnose()
+    assert document(press("doctor", "--json")) == diagnosis.model_dump()
+    monkeypatch.setattr("exporter.doctor._version", lambda name: None if name == "onnx" else "1.0")
+    monkeypatch.setattr("exporter.engines.OnnxRuntime.is_available", lambda _self: "no driver")
+    result = press("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert lines[0] == f"rotary-press 1.0, Python {diagnosis.python}, {diagnosis.cpus} CPUs"
+    assert any(line.startswith("export  compile a checkpoint: torch 1.0, onnx MISSING, ") for line in lines)
+    assert [line for line in lines if line.startswith("to install")] == [
+        "to install: pip install 'rotary-press[export]'"
+    ]
+    assert lines[-1] == "onnxruntime  not usable: no driver"
+
+
+def test_doctor_says_what_is_usable() -> None:
+    assert press("doctor").stdout.splitlines()[-1].split() == ["onnxruntime", "usable"]
+
+
+@pytest.mark.parametrize("verb", ["export", "inspect"])
+def test_without_the_export_extra_a_verb_says_what_to_install(verb: str, exported: Path, place: Path) -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['torch', 'onnx']); sys.argv[0] = 'rotary-press'; "
+        "from exporter.cli import main; main()"
+    )
+    given = {"export": ["in", str(place / "out")], "inspect": [str(exported / "model" / "fp32.onnx")]}[verb]
+    command = [sys.executable, "-c", code, verb, *given]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    [line] = finished.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("needs onnx, which is not installed: pip install 'rotary-press[export]'.")

@@ -1,0 +1,363 @@
+"""The main job: what an export holds, and that a failure leaves the disk as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter import Session, export, exporting, load_model, parity
+from exporter.engines.onnxruntime import OnnxRuntime
+from exporter.errors import BundleError, CheckpointError, ConfigError, PassError, TokenizerError, UserError
+from exporter.files import sha256
+from exporter.manifest import FILE_NAME, Manifest, load_manifest
+from exporter.models import RoFormerForSequenceClassification, RoFormerModel
+from exporter.parity import ParityReport
+from graph_passes import pipeline
+
+PRECISIONS = ["fp32", "fp16", "int8"]
+quick_trace = pytest.mark.usefixtures("quick_trace")
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, hidden ones too, with the content of files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def labelled(source: Path, **values: Any) -> Path:
+    """Changes ``config.json`` of a checkpoint."""
+    content = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(content | values))
+    return source
+
+
+@pytest.fixture
+def source(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to change."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "in" / "tiny"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty folder to export into."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+# what an export holds
+
+
+def test_the_files_of_an_export(exported: Path) -> None:
+    assert {name for name, content in tree(exported).items() if content is not None} == {
+        "manifest.json",
+        *(f"engines/onnxruntime-{precision}.onnx" for precision in PRECISIONS),
+        *(f"model/{precision}.onnx" for precision in PRECISIONS),
+        "model/reference.safetensors",
+        "report/parity.json",
+        "report/parity.md",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    }
+
+
+def test_the_manifest_says_what_is_there(exported: Path, checkpoint: Path) -> None:
+    manifest = load_manifest(exported, check_files=True)
+    hashed = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    assert manifest.files == {
+        name: sha256(exported / name) for name in hashed if name != FILE_NAME and not name.startswith("report/")
+    }
+    assert manifest.source_files == {name: sha256(checkpoint / name) for name in ("config.json", "model.safetensors")}
+    assert [engine.model_dump() for engine in manifest.engines] == [
+        {
+            "target": "onnxruntime",
+            "precision": precision,
+            "file": f"engines/onnxruntime-{precision}.onnx",
+            "size_bytes": (exported / f"engines/onnxruntime-{precision}.onnx").stat().st_size,
+        }
+        for precision in PRECISIONS
+    ]
+    passes = {entry.name: entry.count for entry in manifest.passes}
+    assert list(passes) == ["prepare", "fuse_rotary", "fuse_residual_layer_norm", "cast_fp16", "quantize_dynamic"]
+    assert (passes["fuse_rotary"], passes["fuse_residual_layer_norm"]) == (4, 5)
+    content = manifest.model_dump(include=set(Manifest.model_fields) - {"files", "source_files", "engines", "passes"})
+    assert content.pop("versions").keys() >= {"python", "torch", "onnxruntime"}
+    assert content == {
+        "format": 1,
+        "name": "tiny",
+        "family": "roformer",
+        "task": "text-classification",
+        "inputs": ["input_ids", "attention_mask", "token_type_ids"],
+        "outputs": ["logits"],
+        "score_outputs": ["logits"],
+        "vocab_size": 41,
+        "type_vocab_size": 2,
+        "pad_token_id": 1,
+        "max_tokens": 20,
+        "labels": ["bad", "fair", "good"],
+        "problem_type": None,
+        "has_tokenizer": True,
+        "seed": 0,
+    }
+
+
+def test_each_model_is_portable_and_at_its_precision(exported: Path) -> None:
+    for precision, expected in zip(PRECISIONS, ([], ["cast_fp16"], ["quantize_dynamic"]), strict=True):
+        portable = onnx.load(exported / "model" / f"{precision}.onnx")
+        lowered = onnx.load(exported / "engines" / f"onnxruntime-{precision}.onnx")
+        assert pipeline.passes_run_on(portable)[3:] == expected
+        assert {node.domain for node in portable.graph.node} <= {"", "rotary_press"}
+        assert "rotary_press" not in {node.domain for node in lowered.graph.node}
+        assert pipeline.passes_run_on(lowered)[3:] == [*expected, "lower_to_onnxruntime"]
+
+
+@quick_trace
+def test_the_result_is_the_report_that_is_written(source: Path, place: Path) -> None:
+    stages: list[str] = []
+    report = export(source, place / "out", precisions=["fp32"], progress=stages.append)
+    assert report.passed
+    assert ParityReport.model_validate_json((place / "out/report/parity.json").read_bytes()) == report
+    assert stages == [
+        "loading the checkpoint",
+        "tracing to ONNX",
+        "computing the reference",
+        "fusing",
+        "building fp32",
+        "checking parity",
+        "checking onnxruntime fp32",
+    ]
+
+
+@quick_trace
+@pytest.mark.parametrize("precisions", [("int8", "int8"), ["fp16", "fp32"]])
+def test_some_precisions(source: Path, place: Path, precisions: list[str]) -> None:
+    report = export(source, place / "out", precisions=precisions, targets=["onnxruntime", "onnxruntime"])
+    wanted = [precision for precision in PRECISIONS if precision in precisions]
+    assert [result.precision for result in report.results] == wanted
+    manifest = load_manifest(place / "out", check_files=True)
+    assert [engine.precision for engine in manifest.engines] == wanted
+    assert sorted(path.name for path in (place / "out" / "engines").iterdir()) == sorted(
+        f"onnxruntime-{precision}.onnx" for precision in wanted
+    )
+
+
+@quick_trace
+def test_the_seed_decides_about_the_reference_and_is_kept(checkpoint: Path, exported: Path, place: Path) -> None:
+    found = [(exported / "model" / "reference.safetensors").read_bytes()]  # of seed 0
+    for name in ("a", "b"):
+        assert export(checkpoint, place / name, precisions=["fp32"], seed=5).seed == 5
+        assert load_manifest(place / name, check_files=False).seed == 5
+        found.append((place / name / "model" / "reference.safetensors").read_bytes())
+    assert found[0] != found[1] == found[2]
+
+
+@quick_trace
+def test_what_the_checkpoint_lacks_and_how_it_names_its_labels_is_kept(source: Path, place: Path) -> None:
+    (source / "vocab.txt").unlink()
+    labelled(source, problem_type="multi_label_classification", id2label={"0": "x", "2": "z", "1": "y"})
+    export(source, place / "out", precisions=["fp32"])
+    manifest = load_manifest(place / "out", check_files=True)
+    assert (manifest.problem_type, manifest.labels) == ("multi_label_classification", ["x", "y", "z"])
+    assert not manifest.has_tokenizer
+    assert not (place / "out" / "tokenizer").exists()
+
+
+@quick_trace
+def test_large_models_keep_their_weights_beside_them(
+    source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "EXTERNAL_DATA_ABOVE", 0)
+    assert export(source, place / "out").passed
+    manifest = load_manifest(place / "out", check_files=True)
+    for engine in manifest.engines:
+        files = [place / "out" / engine.file, place / "out" / f"{engine.file}.data"]
+        assert engine.size_bytes == sum(path.stat().st_size for path in files)
+        assert {f"{engine.file}.data", f"model/{engine.precision}.onnx.data"} <= manifest.files.keys()
+        assert onnx.load(place / "out" / "model" / f"{engine.precision}.onnx").graph.initializer
+    assert not (place / "out" / "lowered").exists()
+    moved = (place / "out").rename(place / "moved")
+    assert Session(moved).predict(["今天"])[0]["label"] in ("bad", "fair", "good")
+
+
+@quick_trace
+def test_a_folder_is_written_even_where_parity_fails(
+    source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = parity.compute_reference
+
+    def shifted(*arguments: Any) -> parity.Reference:
+        return [(case, {name: array + 1 for name, array in truth.items()}) for case, truth in honest(*arguments)]
+
+    monkeypatch.setattr(parity, "compute_reference", shifted)
+    report = export(source, place / "out", precisions=["fp32"])
+    assert not report.passed
+    assert "FAIL" in (place / "out" / "report" / "parity.md").read_text()
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precisions": ["fp32", "fp8"]}, "Unknown precision 'fp8'; expected one of fp32, fp16, int8"),
+        ({"precisions": "fp32"}, "Unknown precision 'f'"),
+        ({"precisions": []}, "give a precision and a target"),
+        ({"targets": []}, "give a precision and a target"),
+        ({"targets": ["onnxruntime", "tpu"]}, "Unknown target 'tpu'; expected one of onnxruntime"),
+        ({"task": "translation"}, "Unknown task 'translation'; expected one of feature-extraction"),
+        ({"seed": -1}, "seed must not be negative; got -1"),
+    ],
+)
+def test_unknown_options(checkpoint: Path, place: Path, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export(checkpoint, place / "new" / "out", **options)
+    assert tree(place) == {}
+
+
+def test_a_target_that_is_not_usable_here(checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntime, "is_available", lambda _self: "no driver")
+    with pytest.raises(UserError, match="target onnxruntime is not usable here: no driver"):
+        export(checkpoint, place / "out")
+    assert tree(place) == {}
+
+
+def damage(name: str, content: str | None) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink() if content is None else (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error"),
+    [
+        (damage("model.safetensors", None), CheckpointError),
+        (damage("model.safetensors", "short"), CheckpointError),
+        (damage("config.json", None), CheckpointError),
+        (damage("config.json", "{"), CheckpointError),
+        (lambda folder: labelled(folder, model_type="bert"), ConfigError),
+        (lambda folder: labelled(folder, architectures=["RoFormerForMultipleChoice"]), ConfigError),
+        (lambda folder: labelled(folder, num_hidden_layers=3), CheckpointError),
+        (damage("vocab.txt", "[UNK]\n"), TokenizerError),
+        (shutil.rmtree, CheckpointError),
+    ],
+)
+def test_a_source_that_is_not_usable(
+    source: Path, place: Path, harm: Callable[[Path], object], error: type[Exception]
+) -> None:
+    harm(source)
+    with pytest.raises(error):
+        export(source, place / "new" / "out")
+    assert tree(place) == {}
+
+
+def test_a_folder_of_somebody_else_is_refused_and_untouched(checkpoint: Path, place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "thesis.txt").write_text("years of work")
+    before = tree(place)
+    with pytest.raises(BundleError, match=r"Will not replace .*out: it is not empty and has no manifest\.json"):
+        export(checkpoint, place / "out")
+    assert tree(place) == before
+
+
+def test_the_source_itself_is_refused(source: Path) -> None:
+    before = tree(source)
+    with pytest.raises(BundleError, match="Will not replace"):
+        export(source, source)
+    assert tree(source) == before
+
+
+@quick_trace
+@pytest.mark.parametrize("before", ["an earlier export", "an empty folder"])
+def test_what_is_ours_is_replaced(checkpoint: Path, exported: Path, place: Path, before: str) -> None:
+    if before == "an earlier export":
+        shutil.copytree(exported, place / "out")
+        (place / "out" / "engines" / "stale.onnx").touch()
+    else:
+        (place / "out").mkdir()
+    export(checkpoint, place / "out", precisions=["int8"])
+    assert sorted(path.name for path in (place / "out" / "engines").iterdir()) == ["onnxruntime-int8.onnx"]
+    assert [path.name for path in place.iterdir()] == ["out"]
+
+
+# failures on the way
+
+STAGES: list[tuple[Any, str]] = [
+    (exporting, "_load"),
+    (exporting, "_copy_tokenizer"),
+    (exporting, "trace"),
+    (parity, "make_cases"),
+    (parity, "save_reference"),
+    (pipeline, "fuse"),
+    (pipeline, "change_precision"),
+    (pipeline, "lower"),
+    (OnnxRuntime, "build"),
+    (exporting, "sha256"),
+    (exporting, "validate"),
+]
+
+
+@quick_trace
+@pytest.mark.parametrize(("home", "stage"), STAGES, ids=[stage for _, stage in STAGES])
+def test_a_failure_leaves_nothing(
+    checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, home: Any, stage: str
+) -> None:
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt("half-way")  # what is least likely to be cleaned up after
+
+    monkeypatch.setattr(home, stage, interrupt)
+    with pytest.raises(KeyboardInterrupt, match="half-way"):
+        export(checkpoint, place / "new" / "deep" / "out", precisions=["fp32"])
+    assert tree(place) == {}
+
+
+@quick_trace
+@pytest.mark.parametrize("stage", ["trace", "validate"])
+def test_a_failure_keeps_the_earlier_export(
+    checkpoint: Path, exported: Path, place: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    shutil.copytree(exported, place / "out")
+    before = tree(place)
+    monkeypatch.setattr(exporting, stage, lambda *_arguments, **_options: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        export(checkpoint, place / "out", precisions=["fp32"])
+    assert tree(place) == before
+
+
+@quick_trace
+def test_a_fusion_that_did_not_happen_is_an_error(
+    checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "expected_fusions", lambda _config: {"fuse_rotary": 5})
+    with pytest.raises(PassError, match="fuse_rotary applied 4 times, expected 5"):
+        export(checkpoint, place / "out")
+    assert tree(place) == {}
+
+
+# load_model
+
+
+def test_a_model_is_loaded_as_the_class_of_its_task(checkpoint: Path) -> None:
+    assert isinstance(load_model(str(checkpoint)), RoFormerForSequenceClassification)
+    assert isinstance(load_model(checkpoint, "feature-extraction"), RoFormerModel)
+    with pytest.raises(UserError, match="Unknown task"):
+        load_model(checkpoint, "translation")
+    with pytest.raises(CheckpointError, match="No checkpoint folder at"):
+        load_model(checkpoint / "absent")
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["beside", "inside"])
+def test_saving_a_model_does_not_change_it(
+    tmp_path: Path, traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(exporting, "EXTERNAL_DATA_ABOVE", limit)
+    model = onnx.ModelProto()
+    model.CopyFrom(traced)
+    exporting.save_onnx(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").exists() == (limit == 0)
+    for loaded in (model, onnx.load(tmp_path / "model.onnx")):
+        for kept, found in zip(traced.graph.initializer, loaded.graph.initializer, strict=True):
+            np.testing.assert_array_equal(onnx.numpy_helper.to_array(found), onnx.numpy_helper.to_array(kept))
