@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("exporter", "graph_passes", "plugins")
 
 
 def pip(python: Path | str, *arguments: str) -> None:
@@ -28,18 +30,20 @@ def pip(python: Path | str, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for package in PACKAGES:  # a copy: setuptools leaves a build folder, whose stale files would come back
+        shutil.copytree(ROOT / package, source / package)
+    pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source))
     return next(folder.glob("rotary_press-*.whl"))
 
 
 def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"exporter", "graph_passes", "plugins"}
-    for package in ("exporter", "graph_passes", "plugins"):
-        assert f"{package}/py.typed" in names
-        sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
-        assert sources <= set(names)
+    sources = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    typed = {f"{package}/py.typed" for package in PACKAGES}
+    assert {name for name in names if ".dist-info" not in name} == sources | typed
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

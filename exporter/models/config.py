@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
@@ -110,8 +110,6 @@ class RoFormerConfig(ModelConfig):
         pydantic.ValidationError: If a value is of the wrong type or out of range.
     """
 
-    default_architecture: ClassVar[str] = "RoFormerModel"
-
     model_type: Literal["roformer"] = "roformer"
     vocab_size: PositiveInt = 50000
     embedding_size: PositiveInt | None = None  # None means hidden_size
@@ -143,8 +141,6 @@ class RobertaPreLayerNormConfig(ModelConfig):
     Raises:
         pydantic.ValidationError: If a value is of the wrong type or out of range.
     """
-
-    default_architecture: ClassVar[str] = "RobertaPreLayerNormModel"
 
     model_type: Literal["roberta-prelayernorm"] = "roberta-prelayernorm"
     vocab_size: PositiveInt = 50265
