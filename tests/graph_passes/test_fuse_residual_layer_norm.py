@@ -126,9 +126,9 @@ OTHER_AXIS = (
         pytest.param((("y = Layer", "y, mean, scale = Layer"),), "give no statistics", id="unused statistics"),
         pytest.param(STATISTICS, "give no statistics", id="statistics"),
         pytest.param(
-            (("float[6] gamma = {1.5, -0.5, 0.25, 2, 1, 0.75}", "float[1] gamma = {1.5}"),),
+            (("float[6] gamma", "float[1, 1, 6] gamma"), ("float[6] beta", "float[1, 1, 6] beta")),
             "one number per feature",
-            id="one gamma for all",
+            id="gamma and beta of three axes",
         ),
         pytest.param((("= Add", "= Mul"),), "its input is no sum: it comes from Mul", id="product"),
         pytest.param((("(total, gamma", "(x, gamma"),), "it comes from outside of the graph", id="input"),

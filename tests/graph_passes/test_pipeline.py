@@ -259,7 +259,7 @@ def mutate(model: ModelProto, random: Random) -> ModelProto:
     return export_model(graph.cleanup())
 
 
-@pytest.mark.parametrize(("cut", "number"), [(rotation_of, 80), (norm_of, 60)])
+@pytest.mark.parametrize(("cut", "number"), [(rotation_of, 80), (norm_of, 160)])
 def test_fusion_never_changes_what_a_mutant_computes(
     cut: Callable[[ModelProto], ModelProto],
     number: int,
@@ -287,8 +287,8 @@ def test_fusion_never_changes_what_a_mutant_computes(
             found = run(fused, feeds)
             for name, array in outputs.items():
                 np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4, err_msg=f"{name}, seed {seed}")
-    assert outcomes["fused"] >= 10
-    assert outcomes["left alone"] >= 10
+    assert outcomes["fused"] >= 10, outcomes
+    assert outcomes["left alone"] >= 10, outcomes
 
 
 # The graphs of real models, as they are meant to be.
