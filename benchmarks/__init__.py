@@ -1,1 +1,1 @@
-"""Speed and memory, always as ratios within one run. Run one with ``python -m benchmarks.NAME``."""
+"""Speed, as ratios within one run, and what precisions cost. Run one with ``python -m benchmarks.NAME``."""
