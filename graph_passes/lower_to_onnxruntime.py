@@ -4,7 +4,7 @@
     everything else        ->      its function body, in standard ops
 
 Chosen by measurement (benchmarks/onnxruntime_ops.py; the figures are in benchmarks/results): the runtime's
-``RotaryEmbedding`` takes an eighth of the inlined body's time, its ``SkipLayerNormalization`` six times as long as the
+``RotaryEmbedding`` takes a seventh of the inlined body's time, its ``SkipLayerNormalization`` six times as long as the
 sum and the norm that it replaces. The engine keeps the runtime from bringing the latter back.
 """
 
