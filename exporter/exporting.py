@@ -20,7 +20,7 @@ from exporter.parity import ParityReport
 from exporter.tasks import FAMILY_PREFIX, Task, expected_fusions, find_task, input_names
 from exporter.tokenization import load_tokenizer
 from exporter.trace import trace
-from exporter.validation import validate
+from exporter.validation import REFERENCE, validate
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
 
@@ -113,9 +113,7 @@ def export(
             output_width=max(int(output.shape(config)[-1]) for output in chosen.outputs),
             seed=seed,
         )
-        parity.save_reference(
-            parity.compute_reference(model, cases, outputs), staging / "model" / "reference.safetensors"
-        )
+        parity.save_reference(parity.compute_reference(model, cases, outputs), staging / REFERENCE)
         del model
 
         progress("fusing")

@@ -10,8 +10,6 @@ sum and the norm that it replaces. The engine keeps the runtime from bringing th
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import inliner
@@ -53,19 +51,13 @@ def use_contrib_rotary(
             graph.nodes.append(gs.Node("Squeeze", name, {}, [angle, axis], [tables[id(angle)]]))
     wide_x, wide_y = x, y
     if x.dtype != np.float32:  # the angles are float32, and so is the arithmetic
-        wide_x = cast(graph, x, np.float32)
+        wide_x = gs.Variable(unique_name(graph, f"{x.name}_wide"), np.float32, x.shape)
+        graph.nodes.append(gs.Node("Cast", wide_x.name, {"to": np.float32}, [x], [wide_x]))
         wide_y = gs.Variable(unique_name(graph, f"{y.name}_wide"), np.float32, y.shape)
         graph.nodes.append(gs.Node("Cast", wide_y.name, {"to": y.dtype.type}, [wide_y], [y]))
     node.op, node.domain, node.attrs = "RotaryEmbedding", CONTRIB, {"interleaved": 1}
     node.inputs = [wide_x, first_position, tables[id(cos)], tables[id(sin)]]
     node.outputs = [wide_y]
-
-
-def cast(graph: gs.Graph, tensor: gs.Tensor, dtype: Any) -> gs.Tensor:
-    """``tensor`` as ``dtype``."""
-    wide = gs.Variable(unique_name(graph, f"{tensor.name}_wide"), dtype, tensor.shape)
-    graph.nodes.append(gs.Node("Cast", wide.name, {"to": dtype}, [tensor], [wide]))
-    return wide
 
 
 PASS = GraphPass("lower_to_onnxruntime", run, requires=("fuse_rotary", "fuse_residual_layer_norm"))
