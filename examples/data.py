@@ -178,7 +178,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[LabelledText], max_tokens: int)
     examples = []
     for start in range(0, len(texts), 256):
         block = texts[start : start + 256]
-        batch = tokenizer([item.text for item in block], max_length=max_tokens, truncate=True)
+        batch = tokenizer([item.text for item in block], max_length=max_tokens, truncation=True)
         for row, item in enumerate(block):
             size = int(batch.attention_mask[row].sum())
             labels = item.labels

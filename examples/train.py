@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from exporter.models import (
     RoFormerConfig,
     RoFormerForSequenceClassification,
 )
-from exporter.tokenization import RobertaTokenizer, RoFormerTokenizer, Tokenizer
+from exporter.tokenization import RobertaTokenizer, RoFormerTokenizerFast, Tokenizer
 
 Model = RoFormerForSequenceClassification | RobertaPreLayerNormForTokenClassification
 
@@ -49,7 +50,7 @@ class Recipe:
 
 def train_word_pieces(texts: list[str]) -> Tokenizer:
     """A lower-cased WordPiece vocabulary for RoFormer."""
-    names = RoFormerTokenizer.special_names
+    names = RoFormerTokenizerFast.special_names
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token=names["unk_token"]))
     backend.normalizer = normalizers.BertNormalizer(handle_chinese_chars=False)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -61,7 +62,7 @@ def train_word_pieces(texts: list[str]) -> Tokenizer:
     # The trainer numbers pieces in an order of its own, new each time.
     pieces = [*special, *sorted(backend.get_vocab().keys() - set(special))]
     backend.model = models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token=names["unk_token"])
-    return RoFormerTokenizer(backend, names, {"do_lower_case": True})
+    return _from_backend(RoFormerTokenizerFast, backend)
 
 
 def train_byte_pairs(texts: list[str]) -> Tokenizer:
@@ -77,7 +78,16 @@ def train_byte_pairs(texts: list[str]) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return RobertaTokenizer(backend, names, {})
+    return _from_backend(RobertaTokenizer, backend)
+
+
+def _from_backend(
+    cls: type[RobertaTokenizer] | type[RoFormerTokenizerFast], backend: tokenizers.Tokenizer
+) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        backend.save(str(path))
+        return cls(tokenizer_file=path)
 
 
 def make_roformer(tokenizer: Tokenizer, id2label: dict[int, str]) -> Model:
@@ -206,7 +216,7 @@ def main() -> None:
     model.initialize_weights()
     train(model, recipe, examples, tokenizer)
     model.save_pretrained(out)
-    tokenizer.save(out)
+    tokenizer.save_pretrained(out)
     evaluation = held_out(arguments.name, tokenizer)
     print(
         f"{out}: {accuracy(model, evaluation):.2%} of {evaluation.count} held-out labels are right "

@@ -6,22 +6,24 @@ import os
 from pathlib import Path
 
 from exporter.errors import ConfigError, TokenizerError
+from exporter.tokenization.reading import read_json
 from exporter.tokenization.roberta import RobertaTokenizer
-from exporter.tokenization.roformer import RoFormerTokenizer
-from exporter.tokenization.tokenizer import Tokenizer, read_json
+from exporter.tokenization.roformer import RoFormerTokenizer, RoFormerTokenizerFast
+from exporter.tokenization.tokenizer import Tokenizer
 
 __all__ = ["load_tokenizer"]
 
-FAMILIES: dict[str, type[Tokenizer]] = {cls.family: cls for cls in (RoFormerTokenizer, RobertaTokenizer)}
+FAMILIES: dict[str, type[Tokenizer]] = {cls.family: cls for cls in (RoFormerTokenizerFast, RobertaTokenizer)}
 
 
-def load_tokenizer(folder: str | os.PathLike[str], family: str | None = None) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike[str], family: str | None = None, *, use_fast: bool = True) -> Tokenizer:
     """Reads the tokenizer files of a checkpoint folder, as ``transformers`` 4 or 5 wrote them.
 
     Args:
         folder: Holds ``tokenizer.json``, or the older ``vocab.txt`` (RoFormer) or ``vocab.json`` and ``merges.txt``
             (RoBERTa); ``tokenizer_config.json`` is optional.
         family: "roformer" or "roberta-prelayernorm"; ``None`` reads ``model_type`` from ``config.json``.
+        use_fast: ``False`` gives RoFormer's original tokenizer, whose rules for punctuation and accents differ.
 
     Raises:
         TokenizerError: If a file is missing or malformed, or the family is not one of ours.
@@ -40,4 +42,6 @@ def load_tokenizer(folder: str | os.PathLike[str], family: str | None = None) ->
             raise ConfigError(f"{config} is of another architecture: model_type is {family!r}, expected {expected}.")
     if family not in FAMILIES:
         raise TokenizerError(f"There is no tokenizer for the family {family!r}: expected {expected}.")
-    return FAMILIES[family].from_folder(path)
+    if not use_fast and family == RoFormerTokenizer.family:
+        return RoFormerTokenizer.from_pretrained(path)
+    return FAMILIES[family].from_pretrained(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,12 @@ from tokenizers import AddedToken, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import RobertaTokenizer as Oracle
 
-from exporter.errors import TokenizerError
+from exporter.errors import InputError, TokenizerError
 from exporter.tokenization import RobertaTokenizer, Tokenizer, load_tokenizer
+from tests.exporter.tokenization.comparison import MANY, WAYS, assert_all_same, assert_same, halves
+from tests.exporter.tokenization.texts import make_texts
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 TEXTS = [
     "",
@@ -27,21 +32,24 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def old_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``vocab.json`` and ``merges.txt`` of a small vocabulary that knows every byte."""
-    folder = tmp_path_factory.mktemp("old")
+def train(folder: Path, texts: list[str], size: int) -> Path:
+    """Writes ``vocab.json`` and ``merges.txt`` of a vocabulary that knows every byte."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        vocab_size=size,
+        special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(TEXTS * 3, trainer)
+    backend.train_from_iterator(texts, trainer)
     backend.model.save(str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def old_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("old"), TEXTS * 3, 330)
 
 
 def make_oracle(folder: Path, **options: object) -> Oracle:
@@ -58,28 +66,6 @@ def both(
     oracle = make_oracle(old_folder, **request.param)
     oracle.save_pretrained(folder)
     return load_tokenizer(folder, "roberta-prelayernorm"), oracle
-
-
-def assert_same(ours: Tokenizer, oracle: Oracle, texts: list[str], pairs: list[str] | None = None) -> None:
-    batch = ours(texts, pairs)
-    expected = oracle(
-        texts,
-        pairs,
-        padding=True,
-        return_tensors="np",
-        return_token_type_ids=True,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    for name in ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask"):
-        assert getattr(batch, name).tolist() == expected[name].tolist(), name
-        assert getattr(batch, name).dtype == "int64"
-    assert not batch.token_type_ids.any()
-    assert [[list(span) for span in row] for row in batch.offsets] == expected["offset_mapping"].tolist()
-    for row in batch.input_ids:
-        assert ours.decode(row, skip_special_tokens=False) == oracle.decode(row)
-        assert ours.decode(row) == oracle.decode(row, skip_special_tokens=True)
-        assert ours.tokens(row) == oracle.convert_ids_to_tokens(row.tolist())
 
 
 def test_texts_match_transformers(both: tuple[Tokenizer, Oracle]) -> None:
@@ -108,11 +94,95 @@ def test_the_template_of_pairs(both: tuple[Tokenizer, Oracle]) -> None:
     assert "".join(tokens).replace("Ġ", "") == "<s>a</s></s>b</s>"
 
 
-@pytest.mark.parametrize("limit", [4, 5, 8, 13, 40])
-def test_truncation_matches_transformers(both: tuple[Tokenizer, Oracle], limit: int) -> None:
-    ours, oracle = both
-    expected = oracle(TEXTS, TEXTS[::-1], truncation=True, max_length=limit, padding=True)["input_ids"]
-    assert ours(TEXTS, TEXTS[::-1], max_length=limit, truncate=True).input_ids.tolist() == expected
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Path:
+    """``vocab.json`` and ``merges.txt`` of a vocabulary of 3,000."""
+    return train(tmp_path_factory.mktemp("large"), make_texts(seed, 3000, SPECIAL), 3000)
+
+
+def test_thousands_of_texts_match_transformers(large: Path, seed: int) -> None:
+    ours = RobertaTokenizer(large / "vocab.json", large / "merges.txt")
+    assert ours.vocab_size == 3000
+    assert_all_same(ours, make_oracle(large), make_texts(seed + 1, MANY, SPECIAL))
+
+
+@pytest.mark.parametrize("options", [{"add_prefix_space": True}, {"trim_offsets": False}])
+def test_thousands_of_texts_match_transformers_with_every_option(
+    large: Path, seed: int, options: dict[str, Any]
+) -> None:
+    ours = RobertaTokenizer(large / "vocab.json", large / "merges.txt", **options)
+    assert_all_same(ours, make_oracle(large, **options), make_texts(seed + 2, 1000, SPECIAL))
+
+
+@pytest.mark.parametrize("options", [{}, {"add_prefix_space": True}])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_encode_pairs_matches_transformers(
+    large: Path, seed: int, way: str, options: dict[str, Any]
+) -> None:
+    ours = RobertaTokenizer(large / "vocab.json", large / "merges.txt", **options)
+    texts = make_texts(seed + 3, 300, SPECIAL)
+    assert_same(ours, make_oracle(large, **options), *halves(texts, ours), **WAYS[way])
+
+
+def test_windows_of_single_texts_match_transformers(large: Path, seed: int) -> None:
+    ours = RobertaTokenizer(large / "vocab.json", large / "merges.txt")
+    texts = make_texts(seed + 4, 300, SPECIAL)
+    options: dict[str, Any] = {"truncation": True, "max_length": 11, "stride": 3, "return_overflowing_tokens": True}
+    assert_same(ours, make_oracle(large), texts, **options)
+
+
+def test_the_documented_methods_fit_what_a_call_gives(old_folder: Path) -> None:
+    ours, oracle = load_tokenizer(old_folder, "roberta-prelayernorm"), make_oracle(old_folder)
+    first, second = (ours.convert_tokens_to_ids(ours.tokenize(text)) for text in ("a<mask> b", "hello"))
+    for pair in (None, second):
+        batch = ours(["a<mask> b"], None if pair is None else ["hello"])
+        built = ours.build_inputs_with_special_tokens(first, pair)
+        assert built == batch.input_ids[0].tolist()
+        assert ours.create_token_type_ids_from_sequences(first, pair) == [0] * len(built)
+        assert ours.get_special_tokens_mask(first, pair) == batch.special_tokens_mask[0].tolist()
+        assert ours.num_special_tokens_to_add(pair is not None) == len(built) - len(first) - len(pair or [])
+        mask = ours.get_special_tokens_mask(built, already_has_special_tokens=True)
+        assert mask == oracle.get_special_tokens_mask(built, already_has_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("errors", "text"),
+    [("replace", "a\ufffd\ufffd\ufffdb"), ("ignore", "ab"), ("backslashreplace", "a\\xff\\xfe\\xe4\\xbbb")],
+)
+def test_bytes_that_are_no_utf_8(old_folder: Path, errors: str, text: str) -> None:
+    ours = RobertaTokenizer(old_folder / "vocab.json", old_folder / "merges.txt", errors=errors)
+    ids = ours.convert_tokens_to_ids(["a", "ÿ", "þ", "ä", "»", "b"])
+    assert ours.decode(ids) == text
+    if errors == "replace":
+        assert make_oracle(old_folder).decode(ids) == text
+
+
+def test_strict_errors_are_reported(old_folder: Path) -> None:
+    ours = RobertaTokenizer(old_folder / "vocab.json", old_folder / "merges.txt", errors="strict")
+    assert ours.decode(ours(["今天"]).input_ids[0]) == "今天"
+    with pytest.raises(InputError, match=r"The ids spell no UTF-8 .*Use errors='replace'"):
+        ours.decode(ours.convert_tokens_to_ids(["ä", "»"]))
+    with pytest.raises(TokenizerError, match=r"errors must be a handler of bytes.decode.*got 'none such'"):
+        RobertaTokenizer(old_folder / "vocab.json", old_folder / "merges.txt", errors="none such")
+
+
+def test_save_vocabulary_writes_what_transformers_reads(large: Path, tmp_path: Path) -> None:
+    ours = RobertaTokenizer(large / "vocab.json", large / "merges.txt")
+    paths = ours.save_vocabulary(tmp_path)
+    assert [path.name for path in paths] == ["vocab.json", "merges.txt"]
+    oracle = make_oracle(large)
+    assert Oracle.from_pretrained(tmp_path).get_vocab() == oracle.get_vocab()
+    assert_same(load_tokenizer(tmp_path, "roberta-prelayernorm"), oracle, TEXTS)
+    names = [path.name for path in ours.save_vocabulary(tmp_path / "named", "large")]
+    assert names == ["large-vocab.json", "large-merges.txt"]
+
+
+def test_a_mask_with_flags_keeps_them(old_folder: Path) -> None:
+    mask = AddedToken("<mask>", lstrip=False, rstrip=True, special=True, normalized=False)
+    ours = RobertaTokenizer(old_folder / "vocab.json", old_folder / "merges.txt", mask_token=mask)
+    assert ours.tokenize("a <mask> a") == ["a", "Ġ", "<mask>", "a"]
+    plain = RobertaTokenizer(old_folder / "vocab.json", old_folder / "merges.txt")
+    assert plain.tokenize("a <mask> a") == ["a", "<mask>", "Ġ", "a"]
 
 
 def test_vocab_json_and_merges_read_as_tokenizer_json_does(old_folder: Path) -> None:
@@ -121,7 +191,7 @@ def test_vocab_json_and_merges_read_as_tokenizer_json_does(old_folder: Path) -> 
 
 def test_saved_folder_loads_here_and_in_transformers(old_folder: Path, tmp_path: Path) -> None:
     ours = load_tokenizer(old_folder, "roberta-prelayernorm")
-    ours.save(tmp_path)
+    ours.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     assert isinstance(load_tokenizer(tmp_path, "roberta-prelayernorm"), RobertaTokenizer)
     assert_same(load_tokenizer(tmp_path, "roberta-prelayernorm"), Oracle.from_pretrained(tmp_path), TEXTS)

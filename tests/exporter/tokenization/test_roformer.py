@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import RoFormerTokenizer as Oracle
 
 from exporter.errors import TokenizerError
-from exporter.tokenization import RoFormerTokenizer, Tokenizer, load_tokenizer
+from exporter.tokenization import RoFormerTokenizerFast, Tokenizer, load_tokenizer
+from tests.exporter.tokenization.comparison import MANY, WAYS, assert_all_same, assert_same, halves
+from tests.exporter.tokenization.texts import SPECIAL, chinese_vocabulary, make_texts
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["今", "天", "气", "天气", "今天", "非常", "好", "北京", "大学", "北京大学", "𠀀", "。", ",", "！"]
 PIECES = [
     "hello",
@@ -60,27 +62,6 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load_tokenizer(folder, "roformer"), oracle
 
 
-def assert_same(ours: Tokenizer, oracle: Oracle, texts: list[str], pairs: list[str] | None = None) -> None:
-    batch = ours(texts, pairs)
-    expected = oracle(
-        texts,
-        pairs,
-        padding=True,
-        return_tensors="np",
-        return_token_type_ids=True,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    for name in ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask"):
-        assert getattr(batch, name).tolist() == expected[name].tolist(), name
-        assert getattr(batch, name).dtype == "int64"
-    assert [[list(span) for span in row] for row in batch.offsets] == expected["offset_mapping"].tolist()
-    for row in batch.input_ids:
-        assert ours.decode(row, skip_special_tokens=False) == oracle.decode(row)
-        assert ours.decode(row) == oracle.decode(row, skip_special_tokens=True)
-        assert ours.tokens(row) == oracle.convert_ids_to_tokens(row.tolist())
-
-
 def test_texts_match_transformers(both: tuple[Tokenizer, Oracle]) -> None:
     assert_same(*both, TEXTS)
 
@@ -100,14 +81,80 @@ def test_any_text_matches_transformers(both: tuple[Tokenizer, Oracle], text: str
     assert_same(*both, [text])
 
 
-@pytest.mark.parametrize("limit", [2, 3, 8, 9, 20])
-def test_truncation_matches_transformers(both: tuple[Tokenizer, Oracle], limit: int) -> None:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Oracle]:
+    """A larger vocabulary, and the files of ``transformers``."""
+    folder = tmp_path_factory.mktemp("large")
+    oracle = Oracle(vocab={token: index for index, token in enumerate(chinese_vocabulary())})
+    oracle.save_pretrained(folder)
+    return load_tokenizer(folder, "roformer"), oracle
+
+
+def test_thousands_of_texts_match_transformers(large: tuple[Tokenizer, Oracle], seed: int) -> None:
+    assert_all_same(*large, make_texts(seed, MANY, SPECIAL))
+
+
+def test_thousands_of_texts_match_transformers_with_every_option(both: tuple[Tokenizer, Oracle], seed: int) -> None:
+    assert_all_same(*both, make_texts(seed + 1, 1000, SPECIAL))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_encode_pairs_matches_transformers(large: tuple[Tokenizer, Oracle], seed: int, way: str) -> None:
+    ours, oracle = large
+    assert_same(ours, oracle, *halves(make_texts(seed + 2, 300, SPECIAL), ours), **WAYS[way])
+
+
+def test_windows_of_single_texts_match_transformers(large: tuple[Tokenizer, Oracle], seed: int) -> None:
+    texts = make_texts(seed + 3, 300, SPECIAL)
+    assert_same(*large, texts, truncation=True, max_length=11, stride=3, return_overflowing_tokens=True)
+
+
+def test_the_documented_methods_match_transformers(large: tuple[Tokenizer, Oracle]) -> None:
+    ours, oracle = large
+    first, second = (ours.convert_tokens_to_ids(ours.tokenize(text)) for text in ("今天 [MASK]天气", "hello"))
+    for pair in (None, second):
+        built = ours.build_inputs_with_special_tokens(first, pair)
+        assert built == oracle.build_inputs_with_special_tokens(first, pair)
+        types = ours.create_token_type_ids_from_sequences(first, pair)
+        assert types == oracle.create_token_type_ids_from_sequences(first, pair)
+        assert ours.num_special_tokens_to_add(pair is not None) == oracle.num_special_tokens_to_add(pair is not None)
+        mask = ours.get_special_tokens_mask(built, already_has_special_tokens=True)
+        assert mask == oracle.get_special_tokens_mask(built, already_has_special_tokens=True)
+        assert sum(mask) == 1 + sum(ours.get_special_tokens_mask(first, pair))  # the mask in the text
+
+
+def test_the_constructor_reads_vocab_txt(tmp_path: Path) -> None:
+    folder = write_old_folder(tmp_path, list(VOCABULARY))
+    ours = RoFormerTokenizerFast(folder / "vocab.txt", do_lower_case=False, strip_accents=True)
+    assert_same(ours, Oracle(vocab=VOCABULARY, do_lower_case=False, strip_accents=True), TEXTS)
+
+
+def test_tokens_that_are_added_by_transformers_stay(tmp_path: Path) -> None:
+    oracle = Oracle(vocab=VOCABULARY, extra_special_tokens=["<extra>"])
+    oracle.add_tokens(["<Plain>", AddedToken("今非", normalized=False)])
+    oracle.save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path, "roformer")
+    assert ours.vocab_size == len(oracle)
+    assert_same(ours, oracle, [f"{text}<extra> <plain>今非<Plain>" for text in TEXTS])
+
+
+def test_save_vocabulary_writes_what_transformers_writes(both: tuple[Tokenizer, Oracle], tmp_path: Path) -> None:
     ours, oracle = both
-    expected = oracle(TEXTS, truncation=True, max_length=limit)["input_ids"]
-    batch = ours(TEXTS, max_length=limit, truncate=True)
-    assert [
-        row[: sum(mask)] for row, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
-    ] == expected
+    (path,) = ours.save_vocabulary(tmp_path / "ours", "small")
+    (tmp_path / "oracle").mkdir()
+    with pytest.warns(DeprecationWarning, match="renamed `prefix`"):
+        (other,) = oracle.save_vocabulary(str(tmp_path / "oracle"), "small")
+    assert path.name == Path(other).name == "small-vocab.txt"
+    assert path.read_bytes() == Path(other).read_bytes()
+
+
+def test_a_vocabulary_with_gaps_is_not_written_as_vocab_txt(tmp_path: Path) -> None:
+    Oracle(vocab=VOCABULARY | {"far": 999}).save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path, "roformer")
+    assert ours.vocab_size == 1000
+    with pytest.raises(TokenizerError, match=r"does not fit into vocab.txt: its ids have gaps"):
+        ours.save_vocabulary(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_words_of_the_vocabulary_stay_whole_and_others_fall_apart(both: tuple[Tokenizer, Oracle]) -> None:
@@ -155,9 +202,9 @@ def test_added_tokens_of_the_config_keep_their_ids(tmp_path: Path) -> None:
 
 def test_saved_folder_loads_here_and_in_transformers(both: tuple[Tokenizer, Oracle], tmp_path: Path) -> None:
     ours, _ = both
-    ours.save(tmp_path)
+    ours.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
-    assert isinstance(load_tokenizer(tmp_path, "roformer"), RoFormerTokenizer)
+    assert isinstance(load_tokenizer(tmp_path, "roformer"), RoFormerTokenizerFast)
     assert_same(load_tokenizer(tmp_path, "roformer"), Oracle.from_pretrained(tmp_path), TEXTS, TEXTS[::-1])
     assert_same(ours, Oracle.from_pretrained(tmp_path), TEXTS)  # saving changes nothing
 
