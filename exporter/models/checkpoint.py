@@ -22,6 +22,8 @@ __all__ = ["PreTrainedModel", "read_state", "weights_file"]
 
 ConfigT = TypeVar("ConfigT", RoFormerConfig, RobertaPreLayerNormConfig)
 logger = logging.getLogger(__name__)
+# Between a table computed in float64 (ours, and transformers') and its float16 copy: half a unit of the last place.
+TABLE_TOLERANCE = 2.0**-12
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 # Written by old releases, computed by us.
@@ -32,10 +34,7 @@ class PreTrainedModel(nn.Module, Generic[ConfigT]):
     """A model that can be read from and written to a checkpoint folder.
 
     Args:
-        config: Sizes and variants. Variants that are not supported are refused here, never ignored.
-
-    Raises:
-        ConfigError: If the config asks for a variant that is not supported.
+        config: Sizes and variants.
     """
 
     config_class: ClassVar[type[RoFormerConfig] | type[RobertaPreLayerNormConfig]]
@@ -45,31 +44,25 @@ class PreTrainedModel(nn.Module, Generic[ConfigT]):
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
-        for field, supported in (
-            ("is_decoder", False),
-            ("add_cross_attention", False),
-            ("position_embedding_type", "absolute"),
-        ):
-            value = getattr(config, field, supported)
-            if value != supported:
-                raise ConfigError(
-                    f"{type(self).__name__} does not support {field}={value!r} yet; expected {supported!r}. "
-                    f"Change config.json only if the checkpoint was really trained that way."
-                )
         self.config: ConfigT = config
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> Self:
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, max_position_embeddings: int | None = None, **options: Any
+    ) -> Self:
         """Loads a checkpoint, in float32 and in evaluation mode.
 
         Args:
             folder: Holds ``config.json`` and ``model.safetensors`` (or ``pytorch_model.bin``, read without unpickling
                 code).
+            max_position_embeddings: Extends RoFormer's table of positions beyond the config's. The table is computed,
+                so this is exact: shorter inputs keep their results to the bit.
             options: Passed to the constructor.
 
         Raises:
             CheckpointError: If a file is missing or truncated, or the tensors do not fit the config.
-            ConfigError: If the config is of another architecture, wrong, or not supported.
+            ConfigError: If the config is of another architecture or wrong, or positions that were learnt would have to
+                be extended.
         """
         path = Path(folder)
         config = load_config(path)
@@ -78,10 +71,13 @@ class PreTrainedModel(nn.Module, Generic[ConfigT]):
                 f"{path} holds a {config.model_type} checkpoint; {cls.__name__} needs "
                 f"{cls.config_class.model_fields['model_type'].default}."
             )
+        extended = max_position_embeddings is not None
+        if max_position_embeddings is not None:
+            config = _extended(config, max_position_embeddings)
         state = read_state(path)
         with torch.device("meta"):
             model = cls(config, **(cls.options_for(state) | options))  # type: ignore[arg-type]  # narrowed above
-        model.load_state_dict(model._fit(state, weights_file(path)), assign=True)
+        model.load_state_dict(model._fit(state, weights_file(path), extended=extended), assign=True)
         model.tie_weights()
         return model.eval()
 
@@ -133,7 +129,7 @@ class PreTrainedModel(nn.Module, Generic[ConfigT]):
         """Tensors that a checkpoint may leave out because they follow from the config."""
         return {}
 
-    def _fit(self, state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    def _fit(self, state: dict[str, Tensor], source: Path, *, extended: bool = False) -> dict[str, Tensor]:
         """Maps a checkpoint's tensors onto this model's names and checks that they fit.
 
         Raises:
@@ -163,7 +159,15 @@ class PreTrainedModel(nn.Module, Generic[ConfigT]):
                     f"{source}: {target} and {other} differ, but config.json ties them. "
                     f"Set tie_word_embeddings to false to keep both."
                 )
-        state = self.computed_tensors() | state
+        for name, computed in self.computed_tensors().items():
+            stored = state.setdefault(name, computed)
+            if extended and stored.shape[1:] == computed.shape[1:] and len(stored) <= len(computed):
+                rows = len(stored)
+                if not torch.allclose(stored.to(torch.float32), computed[:rows], rtol=0, atol=TABLE_TOLERANCE):
+                    raise CheckpointError(
+                        f"{source}: {name} is not the table that follows from the config, so it cannot be extended."
+                    )
+                state[name] = torch.cat((stored.to(torch.float32), computed[rows:]))
 
         missing = [name for name in expected if name not in state]
         if missing:
@@ -197,6 +201,24 @@ class PreTrainedModel(nn.Module, Generic[ConfigT]):
             if not fitted[name].isfinite().all():
                 raise CheckpointError(f"{source}: tensor {name} holds NaN or infinity; no engine can be right on it.")
         return fitted
+
+
+def _extended(config: RoFormerConfig | RobertaPreLayerNormConfig, positions: int) -> RoFormerConfig:
+    """The config with a larger max_position_embeddings.
+
+    Raises:
+        ConfigError: If the positions are learnt, or would become fewer.
+    """
+    if not isinstance(config, RoFormerConfig):
+        raise ConfigError(
+            f"max_position_embeddings={positions} was asked for, but the positions of a {config.model_type} model are "
+            f"learnt: only computed ones (RoFormer's) can be extended."
+        )
+    if positions < config.max_position_embeddings:
+        raise ConfigError(
+            f"max_position_embeddings can be extended from {config.max_position_embeddings} upwards; got {positions}."
+        )
+    return RoFormerConfig(**(config.to_dict() | {"max_position_embeddings": positions}))
 
 
 def weights_file(folder: Path) -> Path:

@@ -44,6 +44,9 @@ class ModelConfig(BaseModel):
     is_decoder: bool = False
     add_cross_attention: bool = False
     use_cache: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
     tie_word_embeddings: bool = True
     id2label: dict[int, str] = Field({0: "LABEL_0", 1: "LABEL_1"}, min_length=1)
     label2id: dict[str, int] | None = None
@@ -73,6 +76,8 @@ class ModelConfig(BaseModel):
                 f"hidden_size must be a multiple of num_attention_heads; "
                 f"got hidden_size={self.hidden_size}, num_attention_heads={self.num_attention_heads}"
             )
+        if self.add_cross_attention and not self.is_decoder:
+            raise ValueError("add_cross_attention needs is_decoder: only a decoder reads the states of an encoder")
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ValueError(
                 f"pad_token_id must be below vocab_size; got {self.pad_token_id} with vocab_size={self.vocab_size}"
@@ -118,6 +123,13 @@ class RoFormerConfig(ModelConfig):
     bos_token_id: NonNegativeInt | None = None
     eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
     rotary_value: bool = False
+    # Of ForMultipleChoice alone: how a sequence becomes one vector.
+    summary_type: Literal["last", "first", "mean", "cls_index"] = "last"
+    summary_use_proj: bool = False
+    summary_proj_to_labels: bool = False
+    summary_activation: Activation | None = None
+    summary_first_dropout: float = Field(0.0, ge=0.0, le=1.0)
+    summary_last_dropout: float = Field(0.0, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _check_rotary(self) -> RoFormerConfig:
@@ -162,7 +174,12 @@ class RobertaPreLayerNormConfig(ModelConfig):
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens fit: positions count from pad_token_id + 1, so a table of 514 rows holds 512."""
+        """How many tokens fit: positions count from pad_token_id + 1, so a table of 514 rows holds 512.
+
+        Relative positions have no such offset: their table holds each distance below max_position_embeddings.
+        """
+        if self.position_embedding_type != "absolute":
+            return self.max_position_embeddings
         return self.max_position_embeddings - self.pad_token_id - 1
 
 

@@ -1,37 +1,51 @@
-"""RoFormer: a post-norm encoder with rotary position embeddings.
+"""RoFormer: a post-norm encoder, or decoder, with rotary position embeddings.
 
-Source: Su et al., arXiv 2104.09864; parameter names as in ``transformers``. Shape letters: B batch, S sequence,
-E hidden size.
+Source: Su et al., arXiv 2104.09864; parameter names and call signatures as in ``transformers``. Shape letters: B batch,
+C choices, S sequence, P past, T encoder sequence, E hidden size.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from exporter.models.activations import ACTIVATIONS
-from exporter.models.attention import SelfAttention, additive_mask
+from exporter.models.attention import CrossAttention, SelfAttention
 from exporter.models.checkpoint import PreTrainedModel
 from exporter.models.config import RoFormerConfig
 from exporter.models.embeddings import RoFormerEmbeddings, SinusoidalPositions, sinusoid_table
 from exporter.models.heads import (
     RoFormerClassificationHead,
-    RoFormerMaskedLMHead,
-    language_model_loss,
+    RoFormerLMHead,
+    RoFormerSequenceSummary,
+    choice_loss,
+    flatten_choices,
+    keep_logits,
+    next_token_loss,
     sequence_loss,
+    span_loss,
     token_loss,
 )
+from exporter.models.inputs import check_inputs
+from exporter.models.layers import AttentionBlock, Layer, prepare_context, run_layers
 from exporter.models.outputs import (
     BaseModelOutput,
+    CausalLMOutput,
     MaskedLMOutput,
+    MultipleChoiceOutput,
+    PastKeyValues,
+    QuestionAnsweringOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
+    as_requested,
 )
 
 __all__ = [
+    "RoFormerForCausalLM",
     "RoFormerForMaskedLM",
+    "RoFormerForMultipleChoice",
+    "RoFormerForQuestionAnswering",
     "RoFormerForSequenceClassification",
     "RoFormerForTokenClassification",
     "RoFormerModel",
@@ -39,7 +53,7 @@ __all__ = [
 
 
 class _AddAndNorm(nn.Module):
-    """LayerNorm(dense(x) + residual): the post-norm ending of both blocks."""
+    """LayerNorm(dense(x) + residual): the post-norm ending of every block."""
 
     def __init__(self, config: RoFormerConfig, in_features: int) -> None:
         super().__init__()
@@ -49,17 +63,6 @@ class _AddAndNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         normalized: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
-        return normalized
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: RoFormerConfig) -> None:
-        super().__init__()
-        self.self = SelfAttention(config, rotary_value=config.rotary_value)
-        self.output = _AddAndNorm(config, config.hidden_size)
-
-    def forward(self, hidden_states: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        normalized: Tensor = self.output(self.self(hidden_states, mask, angles), hidden_states)
         return normalized
 
 
@@ -73,17 +76,15 @@ class _Intermediate(nn.Module):
         return self.activation(self.dense(hidden_states))
 
 
-class _Layer(nn.Module):
+class _Layer(Layer):
     def __init__(self, config: RoFormerConfig) -> None:
         super().__init__()
-        self.attention = _Attention(config)
+        self.attention = AttentionBlock(SelfAttention(config), _AddAndNorm(config, config.hidden_size))
+        self.crossattention = None
+        if config.add_cross_attention:
+            self.crossattention = AttentionBlock(CrossAttention(config), _AddAndNorm(config, config.hidden_size))
         self.intermediate = _Intermediate(config)
         self.output = _AddAndNorm(config, config.intermediate_size)
-
-    def forward(self, hidden_states: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        attended = self.attention(hidden_states, mask, angles)
-        normalized: Tensor = self.output(self.intermediate(attended), attended)
-        return normalized
 
 
 class _Encoder(nn.Module):
@@ -91,12 +92,6 @@ class _Encoder(nn.Module):
         super().__init__()
         self.embed_positions = SinusoidalPositions(config.max_position_embeddings, config.head_size)
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-
-    def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
-        angles = self.embed_positions(hidden_states.shape[1])
-        for layer in self.layer:
-            hidden_states = layer(hidden_states, mask, angles)
-        return hidden_states
 
 
 class RoFormerPreTrainedModel(PreTrainedModel[RoFormerConfig]):
@@ -112,7 +107,7 @@ class RoFormerPreTrainedModel(PreTrainedModel[RoFormerConfig]):
 
 
 class RoFormerModel(RoFormerPreTrainedModel):
-    """The encoder without a head."""
+    """The encoder, or with ``is_decoder`` the decoder, without a head."""
 
     def __init__(self, config: RoFormerConfig) -> None:
         super().__init__(config)
@@ -125,24 +120,129 @@ class RoFormerModel(RoFormerPreTrainedModel):
         self.initialize_weights()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: PastKeyValues | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutput:
         """Encodes a batch.
 
         Args:
-            input_ids: (B, S) int64, each below vocab_size.
-            attention_mask: (B, S), 1 for tokens and 0 for padding; all ones where it is not given.
+            input_ids: (B, S) int64, each below vocab_size; without those that are cached.
+            attention_mask: (B, P + S), 1 for tokens and 0 for padding, or (B, S, P + S) to say it for each query (of a
+                decoder, too: such a mask is taken as it is); all ones where it is not given.
             token_type_ids: (B, S) int64, each below type_vocab_size; all zeros where it is not given.
+            inputs_embeds: (B, S, embedding_size), in place of input_ids.
+            encoder_hidden_states: (B, T, E), of a decoder with cross-attention.
+            encoder_attention_mask: (B, T), 1 for tokens and 0 for padding; all ones where it is not given.
+            past_key_values: What a decoder returned for the P tokens before.
+            use_cache: Whether a decoder returns past_key_values.
+            output_attentions, output_hidden_states: Whether to return them.
+            return_dict: False returns the output's tuple.
+
+        The last four default to the config's. Positions are places in the row, cached ones included.
 
         Raises:
-            InputError: If S is beyond max_position_embeddings.
+            InputError: If P + S is beyond max_position_embeddings, or a shape or a value does not fit.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        hidden_states = self.embeddings_project(self.embeddings(input_ids, token_type_ids))
-        return BaseModelOutput(self.encoder(hidden_states, additive_mask(attention_mask, hidden_states.dtype)))
+        config = self.config
+        past_length = check_inputs(
+            config,
+            self.embeddings.word_embeddings.embedding_dim,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+        )
+        embedded = self.embeddings_project(self.embeddings(input_ids, token_type_ids, inputs_embeds))
+        context = prepare_context(
+            config,
+            embedded,
+            attention_mask=attention_mask,
+            past=past_key_values,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            angles=self.encoder.embed_positions(embedded.shape[1], past_length),
+        )
+        output = run_layers(
+            self.encoder.layer,
+            embedded,
+            context,
+            use_cache=config.is_decoder and (config.use_cache if use_cache is None else use_cache),
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        )
+        return as_requested(output, return_dict, config)
+
+
+class RoFormerForCausalLM(RoFormerPreTrainedModel):
+    """The decoder with a language-model head: the scores of the next token. Needs ``is_decoder`` to look back only."""
+
+    tied_weights: ClassVar = {"cls.predictions.decoder.weight": "roformer.embeddings.word_embeddings.weight"}
+    aliases: ClassVar = {"cls.predictions.decoder.bias": "cls.predictions.bias"}
+
+    def __init__(self, config: RoFormerConfig) -> None:
+        super().__init__(config)
+        self.roformer = RoFormerModel(config)
+        self.cls = RoFormerLMHead(config)
+        self.initialize_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: PastKeyValues | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
+        """Inputs as for the base model, and two more.
+
+        Args:
+            labels: (B, S) int64, the tokens themselves: each place is judged by the next; -100 does not count.
+            logits_to_keep: How many of the last places get logits (0: all), or which, (n,) int64.
+        """
+        encoded = self.roformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.cls(keep_logits(encoded.last_hidden_state, logits_to_keep))
+        output = CausalLMOutput(
+            None if labels is None else next_token_loss(logits, labels),
+            logits,
+            encoded.past_key_values,
+            encoded.hidden_states,
+            encoded.attentions,
+            encoded.cross_attentions,
+        )
+        return as_requested(output, return_dict, self.config)
 
 
 class RoFormerForMaskedLM(RoFormerPreTrainedModel):
@@ -154,19 +254,39 @@ class RoFormerForMaskedLM(RoFormerPreTrainedModel):
     def __init__(self, config: RoFormerConfig) -> None:
         super().__init__(config)
         self.roformer = RoFormerModel(config)
-        self.cls = RoFormerMaskedLMHead(config)
+        self.cls = RoFormerLMHead(config)
         self.initialize_weights()
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> MaskedLMOutput:
-        """Inputs as for :class:`RoFormerModel`; ``labels``: (B, S) int64, -100 where there is nothing to predict."""
-        logits = self.cls(self.roformer(input_ids, attention_mask, token_type_ids).last_hidden_state)
-        return MaskedLMOutput(None if labels is None else language_model_loss(logits, labels), logits)
+        """Inputs as for the base model; ``labels``: (B, S) int64, -100 where there is nothing to predict."""
+        encoded = self.roformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.cls(encoded.last_hidden_state)
+        loss = None if labels is None else token_loss(logits, labels)
+        output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return as_requested(output, return_dict, self.config)
 
 
 class RoFormerForSequenceClassification(RoFormerPreTrainedModel):
@@ -180,14 +300,74 @@ class RoFormerForSequenceClassification(RoFormerPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> SequenceClassifierOutput:
-        """Inputs as for :class:`RoFormerModel`; ``labels`` as for :func:`exporter.models.heads.sequence_loss`."""
-        logits = self.classifier(self.roformer(input_ids, attention_mask, token_type_ids).last_hidden_state)
-        return SequenceClassifierOutput(None if labels is None else sequence_loss(logits, labels, self.config), logits)
+        """Inputs as for the base model; ``labels`` as for :func:`~exporter.models.heads.sequence_loss`."""
+        encoded = self.roformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(encoded.last_hidden_state)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config)
+        output = SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return as_requested(output, return_dict, self.config)
+
+
+class RoFormerForMultipleChoice(RoFormerPreTrainedModel):
+    """The encoder with a score for each choice."""
+
+    def __init__(self, config: RoFormerConfig) -> None:
+        super().__init__(config)
+        self.roformer = RoFormerModel(config)
+        self.sequence_summary = RoFormerSequenceSummary(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.initialize_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MultipleChoiceOutput:
+        """Inputs as for the base model; each with an axis of choices after the batch:
+
+        (B, C, S), inputs_embeds (B, C, S, width). ``labels``: (B,) int64, which choice is right.
+        """
+        encoded = self.roformer(
+            flatten_choices(input_ids),
+            flatten_choices(attention_mask),
+            flatten_choices(token_type_ids),
+            inputs_embeds=flatten_choices(inputs_embeds),
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None  # the encoder has seen to it
+        scores = self.classifier(self.sequence_summary(encoded.last_hidden_state))  # (B * C, 1)
+        logits = scores.reshape(given.shape[:2])
+        loss = None if labels is None else choice_loss(logits, labels)
+        output = MultipleChoiceOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return as_requested(output, return_dict, self.config)
 
 
 class RoFormerForTokenClassification(RoFormerPreTrainedModel):
@@ -202,12 +382,65 @@ class RoFormerForTokenClassification(RoFormerPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> TokenClassifierOutput:
-        """Inputs as for :class:`RoFormerModel`; ``labels``: (B, S) int64, -100 where a token has no label."""
-        hidden_states = self.roformer(input_ids, attention_mask, token_type_ids).last_hidden_state
-        logits = self.classifier(self.dropout(hidden_states))
-        return TokenClassifierOutput(None if labels is None else token_loss(logits, labels), logits)
+        """Inputs as for the base model; ``labels``: (B, S) int64, -100 where a token has no label."""
+        encoded = self.roformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(encoded.last_hidden_state))
+        loss = None if labels is None else token_loss(logits, labels)
+        output = TokenClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return as_requested(output, return_dict, self.config)
+
+
+class RoFormerForQuestionAnswering(RoFormerPreTrainedModel):
+    """The encoder with two scores on every token: an answer starts here, it ends here."""
+
+    def __init__(self, config: RoFormerConfig) -> None:
+        super().__init__(config)
+        self.roformer = RoFormerModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.initialize_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> QuestionAnsweringOutput:
+        """Inputs as for the base model; ``start_positions`` and ``end_positions``: (B,) int64."""
+        encoded = self.roformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(-1)
+        loss = span_loss(start_logits, end_logits, start_positions, end_positions)
+        output = QuestionAnsweringOutput(loss, start_logits, end_logits, encoded.hidden_states, encoded.attentions)
+        return as_requested(output, return_dict, self.config)

@@ -46,14 +46,24 @@ def test_documented_fields_have_the_documented_defaults(config_class: type[Model
 
 @BOTH
 def test_undocumented_fields_have_inert_defaults(config_class: type[ModelConfig], transformers: Any) -> None:
-    """Only fields of older documents are ours alone, and their default is what the newer ones always do."""
+    """Only what theirs reads, or once read, without a field for it; the default is what it does without one."""
     documented = {field.name for field in dataclasses.fields(getattr(transformers, config_class.__name__))}
     alone = {
         name: getattr(config_class.model_validate({}), name)
         for name in config_class.model_fields
         if name not in documented | {"model_type"}
     }
-    assert alone == ({"position_embedding_type": "absolute"} if config_class is RobertaPreLayerNormConfig else {})
+    of_family: dict[str, object] = {"position_embedding_type": "absolute"}
+    if config_class is RoFormerConfig:
+        of_family = {
+            "summary_type": "last",
+            "summary_use_proj": False,
+            "summary_proj_to_labels": False,
+            "summary_activation": None,
+            "summary_first_dropout": 0.0,
+            "summary_last_dropout": 0.0,
+        }
+    assert alone == {"output_attentions": False} | of_family
 
 
 @BOTH
@@ -61,7 +71,13 @@ def test_round_trip_keeps_what_transformers_wrote(
     config_class: type[ModelConfig], transformers: Any, tmp_path: Path
 ) -> None:
     written = getattr(transformers, config_class.__name__)(
-        hidden_size=24, num_attention_heads=6, layer_norm_eps=1e-5, num_labels=4, custom_note={"deep": [1, None]}
+        hidden_size=24,
+        num_attention_heads=6,
+        layer_norm_eps=1e-5,
+        num_labels=4,
+        is_decoder=True,
+        add_cross_attention=True,
+        custom_note={"deep": [1, None]},
     )
     written.save_pretrained(tmp_path)
     original = json.loads((tmp_path / "config.json").read_text())
@@ -145,6 +161,8 @@ def test_every_activation_is_accepted(config_class: type[ModelConfig], name: str
         ("bos_token_id", "<s>"),
         ("eos_token_id", [2, -1]),
         ("tie_word_embeddings", "perhaps"),
+        ("is_decoder", "perhaps"),
+        ("use_cache", None),
         ("id2label", {}),
         ("id2label", ["a", "b"]),
         ("id2label", {"first": "a"}),
@@ -168,6 +186,10 @@ def test_a_wrong_value_is_named(family: dict[str, str], field: str, value: objec
     [
         (ROFORMER | {"embedding_size": 0}, "embedding_size"),
         (ROFORMER | {"rotary_value": "sometimes"}, "rotary_value"),
+        (ROFORMER | {"summary_type": "attn"}, "summary_type"),
+        (ROFORMER | {"summary_activation": "mish"}, "summary_activation"),
+        (ROFORMER | {"add_cross_attention": True}, "add_cross_attention needs is_decoder"),
+        (ROBERTA | {"add_cross_attention": True}, "add_cross_attention needs is_decoder"),
         (ROBERTA | {"classifier_dropout": 2.0}, "classifier_dropout"),
         (ROBERTA | {"position_embedding_type": "rotary"}, "position_embedding_type"),
         (ROBERTA | {"pad_token_id": None}, "pad_token_id"),
@@ -208,6 +230,8 @@ def test_embedding_width_follows_the_hidden_size(embedding_size: int | None, wid
         (RoFormerConfig(max_position_embeddings=9), 9),
         (RobertaPreLayerNormConfig(max_position_embeddings=9), 7),
         (RobertaPreLayerNormConfig(max_position_embeddings=9, pad_token_id=0), 8),
+        (RobertaPreLayerNormConfig(max_position_embeddings=9, position_embedding_type="relative_key"), 9),
+        (RobertaPreLayerNormConfig(max_position_embeddings=2, position_embedding_type="relative_key_query"), 2),
     ],
 )
 def test_max_tokens_leaves_out_positions_that_padding_takes(config: ModelConfig, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Sinusoids, positions of padded inputs, and inputs that are too long."""
+"""Sinusoids, positions of padded, cached and embedded inputs, and inputs that are too long."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from exporter.errors import InputError
 from exporter.models.config import RobertaPreLayerNormConfig, RoFormerConfig
@@ -47,10 +48,12 @@ def test_sinusoids_equal_those_of_transformers(num_positions: int, head_size: in
     torch.testing.assert_close(sinusoid_table(num_positions, head_size), reference, atol=1e-7, rtol=0)
 
 
-def test_angles_are_those_of_the_first_positions() -> None:
-    sin, cos = SinusoidalPositions(16, 6)(5)
+@pytest.mark.parametrize("past", [None, 0, 1, 11])
+def test_angles_are_those_of_the_positions_after_the_past(past: int | None) -> None:
+    sin, cos = SinusoidalPositions(16, 6)(5, past)
     assert sin.shape == cos.shape == (1, 5, 3)
-    torch.testing.assert_close(torch.cat((sin[0], cos[0]), dim=-1), sinusoid_table(5, 6), rtol=0, atol=0)
+    start = past or 0
+    assert torch.cat((sin[0], cos[0]), dim=-1).tolist() == sinusoid_table(16, 6)[start : start + 5].tolist()
 
 
 def test_the_table_of_angles_is_kept_but_not_learnt() -> None:
@@ -62,8 +65,12 @@ def test_the_table_of_angles_is_kept_but_not_learnt() -> None:
 def test_an_input_beyond_the_table_of_angles_is_refused() -> None:
     positions = SinusoidalPositions(16, 6)
     positions(16)
-    with pytest.raises(InputError, match=r"has 17 tokens, but max_position_embeddings is 16"):
-        positions(17)
+    positions(6, 10)
+    for length, past in ((17, None), (17, 0), (7, 10), (1, 16)):
+        with pytest.raises(
+            InputError, match=r"has 17 tokens, but max_position_embeddings is 16: .* load the model with"
+        ):
+            positions(length, past)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_an_input_beyond_the_table_of_angles_is_refused() -> None:
     ],
 )
 def test_positions_count_the_tokens_from_beyond_the_padding_index(input_ids: list[int], expected: list[int]) -> None:
-    assert roberta().position_ids(torch.tensor([input_ids])).tolist() == [expected]
+    assert positions(roberta(), torch.tensor([input_ids])) == [expected]
 
 
 @given(
@@ -90,18 +97,74 @@ def test_positions_equal_those_of_transformers(rows: list[list[int]], pad: int, 
     input_ids = torch.tensor(rows)
     embeddings = roberta(pad_token_id=pad, max_position_embeddings=20)
     expected = modeling.RobertaPreLayerNormEmbeddings.create_position_ids_from_input_ids(input_ids, pad)
-    assert embeddings.position_ids(input_ids).tolist() == expected.tolist()
+    assert positions(embeddings, input_ids) == expected.tolist()
+
+
+@given(row=st.lists(st.integers(0, 3), min_size=2, max_size=9), data=st.data())
+def test_positions_after_cached_tokens_go_on_counting(row: list[int], data: st.DataObject) -> None:
+    split = data.draw(st.integers(1, len(row) - 1))
+    embeddings, rows = roberta(max_position_embeddings=20), torch.tensor([row, row[::-1]])
+    past_tokens = (rows[:, :split] != PAD).sum(dim=1, keepdim=True)
+    later = positions(embeddings, rows[:, split:], past_tokens)
+    assert later == [whole[split:] for whole in positions(embeddings, rows)]
+
+
+def test_embeddings_in_place_of_ids_take_a_position_each() -> None:
+    words = torch.randn(2, 3, 8)
+    assert roberta().positions(None, words).tolist() == [[2, 3, 4]]
+    assert roberta().positions(None, words, 4).tolist() == [[6, 7, 8]]
+
+
+def positions(
+    embeddings: RobertaPreLayerNormEmbeddings, input_ids: Tensor, past_tokens: Tensor | int = 0
+) -> list[list[int]]:
+    found: list[list[int]] = embeddings.positions(input_ids, torch.empty(*input_ids.shape, 8), past_tokens).tolist()
+    return found
 
 
 def test_an_input_with_more_tokens_than_positions_is_refused() -> None:
     embeddings = roberta()  # 10 rows, of which 2 are not for tokens
-    segments = torch.zeros(2, 9, dtype=torch.int64)
     longest = torch.full((2, 9), 5)
     longest[:, 4] = PAD  # padding takes no position, so nine ids fit eight positions
-    assert embeddings(longest, segments).shape == (2, 9, 8)
+    assert embeddings(longest, None, None).shape == (2, 9, 8)
     longest[1, 4] = 5
-    with pytest.raises(InputError, match=r"has 9 tokens, but the positions hold 8"):
-        embeddings(longest, segments)
+    with pytest.raises(InputError, match=r"reaches token 9, but the positions hold 8"):
+        embeddings(longest, None, None)
+    with pytest.raises(InputError, match=r"reaches token 9, but the positions hold 8"):
+        embeddings(None, None, torch.randn(2, 9, 8))
+    with pytest.raises(InputError, match=r"reaches token 9, but the positions hold 8"):
+        embeddings(longest[:, :2], None, None, past_tokens=torch.tensor([[7], [3]]))
+
+
+@pytest.mark.parametrize(
+    ("position_ids", "message"),
+    [
+        ([[2, 3, -1], [2, 3, 4]], r"position_ids must be from 0 to 9 \(max_position_embeddings - 1\); got -1"),
+        ([[2, 3, 4], [2, 10, 4]], r"position_ids must be from 0 to 9 \(max_position_embeddings - 1\); got 10"),
+        ([[2, 3]], r"position_ids must have shape \(2, 3\) or \(1, 3\); got \(1, 2\)"),
+        ([[2, 3, 4]] * 3, r"position_ids must have shape \(2, 3\) or \(1, 3\); got \(3, 3\)"),
+        ([2, 3, 4], r"position_ids must have shape \(2, 3\) or \(1, 3\); got \(3,\)"),
+        ([[2.0, 3.0, 4.0]], r"position_ids must be int64; got torch.float32"),
+    ],
+)
+def test_wrong_positions_are_refused(position_ids: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        roberta()(torch.full((2, 3), 5), None, None, torch.tensor(position_ids))
+
+
+def test_positions_may_be_given_for_all_rows_at_once() -> None:
+    embeddings, input_ids = roberta(), torch.tensor([[5, 6, 7], [8, 9, 5]])
+    once = embeddings(input_ids, None, None, torch.tensor([[9, 0, 4]]))
+    assert once.tolist() == embeddings(input_ids, None, None, torch.tensor([[9, 0, 4]] * 2)).tolist()
+    assert once.tolist() != embeddings(input_ids, None, None).tolist()
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+def test_relative_positions_are_no_part_of_the_embedding(kind: str) -> None:
+    embeddings = roberta(position_embedding_type=kind)
+    rows = embeddings(torch.tensor([[5, 6, 5]]), None, None)[0].tolist()
+    assert rows[0] == rows[2] != rows[1]
+    assert "position_embeddings.weight" in embeddings.state_dict()  # checkpoints carry the unused table
 
 
 @torch.no_grad()
@@ -118,14 +181,19 @@ def test_every_table_adds_to_the_embedding_before_the_norm() -> None:
     centred = total - total.mean(-1, keepdim=True)
     expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
     expected = expected * embeddings.LayerNorm.weight + embeddings.LayerNorm.bias
-    torch.testing.assert_close(embeddings(input_ids, segments)[0], expected, atol=2e-6, rtol=0)
+    found = embeddings(input_ids, segments, None)[0]
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+    words = embeddings.word_embeddings(input_ids)
+    given = embeddings(None, segments, words, torch.tensor([[2, 3, 1]]))[0]
+    torch.testing.assert_close(given, found, atol=0, rtol=0)
 
 
 @torch.no_grad()
 def test_roformer_embeddings_do_not_know_positions() -> None:
     config = RoFormerConfig(vocab_size=30, hidden_size=8, num_attention_heads=2, embedding_size=4)
     embeddings = RoFormerEmbeddings(config).eval()
-    output = embeddings(torch.tensor([[7, 8, 7]]), torch.zeros(1, 3, dtype=torch.int64))
+    output = embeddings(torch.tensor([[7, 8, 7]]), None, None)
+    assert output.tolist() == embeddings(None, None, embeddings.word_embeddings(torch.tensor([[7, 8, 7]]))).tolist()
     assert output.shape == (1, 3, 4)
     assert output[0, 0].tolist() == output[0, 2].tolist() != output[0, 1].tolist()
 
@@ -134,6 +202,6 @@ def test_roformer_embeddings_do_not_know_positions() -> None:
 def test_dropout_acts_in_training_alone(kind: str) -> None:
     sizes = {"vocab_size": 30, "hidden_size": 32, "num_attention_heads": 2, "hidden_dropout_prob": 0.5}
     embeddings = RoFormerEmbeddings(RoFormerConfig.model_validate(sizes)) if kind == "roformer" else roberta(**sizes)
-    inputs = torch.full((1, 8), 5), torch.zeros(1, 8, dtype=torch.int64)
+    inputs = torch.full((1, 8), 5), None, None
     assert embeddings.eval()(*inputs).count_nonzero() == 8 * 32
     assert 0 < embeddings.train()(*inputs).count_nonzero() < 8 * 32
