@@ -1,7 +1,7 @@
 """Rotary Press: RoFormer and RoBERTa-PreLayerNorm checkpoints to engines that are proved to compute the same thing.
 
-``Session``, ``validate`` and ``load_tokenizer`` need only the base install. The rest needs the ``export`` extra and
-imports torch when it is first used.
+``Session``, ``Sampling``, ``validate`` and the tokenizers need only the base install. The rest needs the ``export``
+extra and imports torch when it is first used.
 """
 
 from __future__ import annotations
@@ -11,33 +11,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporter.exporting import export, load_model
+    from exporter.generation import Sampling
     from exporter.models import (
         RobertaPreLayerNormConfig,
+        RobertaPreLayerNormForCausalLM,
         RobertaPreLayerNormForMaskedLM,
+        RobertaPreLayerNormForMultipleChoice,
+        RobertaPreLayerNormForQuestionAnswering,
         RobertaPreLayerNormForSequenceClassification,
         RobertaPreLayerNormForTokenClassification,
         RobertaPreLayerNormModel,
         RoFormerConfig,
+        RoFormerForCausalLM,
         RoFormerForMaskedLM,
+        RoFormerForMultipleChoice,
+        RoFormerForQuestionAnswering,
         RoFormerForSequenceClassification,
         RoFormerForTokenClassification,
         RoFormerModel,
     )
     from exporter.session import Session
-    from exporter.tokenization import load_tokenizer
+    from exporter.tokenization import RobertaTokenizer, RoFormerTokenizer, RoFormerTokenizerFast, load_tokenizer
     from exporter.validation import validate
 
 __all__ = [
     "RoFormerConfig",
+    "RoFormerForCausalLM",
     "RoFormerForMaskedLM",
+    "RoFormerForMultipleChoice",
+    "RoFormerForQuestionAnswering",
     "RoFormerForSequenceClassification",
     "RoFormerForTokenClassification",
     "RoFormerModel",
+    "RoFormerTokenizer",
+    "RoFormerTokenizerFast",
     "RobertaPreLayerNormConfig",
+    "RobertaPreLayerNormForCausalLM",
     "RobertaPreLayerNormForMaskedLM",
+    "RobertaPreLayerNormForMultipleChoice",
+    "RobertaPreLayerNormForQuestionAnswering",
     "RobertaPreLayerNormForSequenceClassification",
     "RobertaPreLayerNormForTokenClassification",
     "RobertaPreLayerNormModel",
+    "RobertaTokenizer",
+    "Sampling",
     "Session",
     "export",
     "load_model",
@@ -46,6 +63,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "RoFormerTokenizer": "exporter.tokenization",
+    "RoFormerTokenizerFast": "exporter.tokenization",
+    "RobertaTokenizer": "exporter.tokenization",
+    "Sampling": "exporter.generation",
     "Session": "exporter.session",
     "export": "exporter.exporting",
     "load_model": "exporter.exporting",

@@ -81,6 +81,13 @@ def export_verb(
     task: Annotated[
         str | None, typer.Option(help="Overrides the task that the checkpoint's config.json names.")
     ] = None,
+    max_position_embeddings: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Extend RoFormer's computed positions to N; by default the config's are used."),
+    ] = None,
+    position_ids: Annotated[
+        bool, typer.Option("--position-ids", help="Make learnt positions an input instead of counting them.")
+    ] = False,
     precision: Precision = None,
     target: Annotated[
         list[str] | None, typer.Option(help="What engines are built for; repeat for several (default: onnxruntime).")
@@ -91,7 +98,9 @@ def export_verb(
     """Export a checkpoint to a folder of verified engines."""
     from exporter import export
 
-    options: dict[str, Any] = {"precisions": precision} if precision else {}
+    options: dict[str, Any] = {"max_position_embeddings": max_position_embeddings, "position_ids": position_ids}
+    if precision:
+        options["precisions"] = precision
     if target:
         options["targets"] = target
     with stages(quiet=json_output) as progress:
@@ -120,15 +129,47 @@ def validate_verb(
 @reported
 def run_verb(
     folder: Folder,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts.")],
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT...", help="One or more texts (question-answering: questions).")
+    ],
+    context: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="question-answering: where the answer is; one for all or one for each."),
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="multiple-choice: an ending; repeat for each.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="text-generation: how many at most (default: 64).")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="text-generation: above 0 draws tokens (default: 0, the best one).")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="text-generation: draw from the best K (default: all).")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="text-generation: draw from the best with this probability (default: 1).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="text-generation: of the draws (default: 0).")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8 (default: the first exported).")] = None,
     target: Annotated[str, typer.Option(help="Which engine.")] = "onnxruntime",
     json_output: Json = False,
 ) -> int:
     """Run an exported model on text."""
     from exporter import Session
+    from exporter.generation import Sampling
 
-    predictions = Session(folder, precision=precision, target=target).predict(texts)
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    session = Session(folder, precision=precision, target=target)
+    if given:
+        predictions = session.generate(texts, sampling=Sampling(**given))
+    else:
+        contexts = None if context is None else context * len(texts) if len(context) == 1 else context
+        predictions = session.predict(texts, contexts=contexts, choices=choice and [choice] * len(texts))
     if json_output:
         print_json(predictions)
     else:
@@ -202,8 +243,8 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         "model": manifest.name,
         "family": manifest.family,
         "task": manifest.task,
-        "inputs": manifest.inputs,
-        "outputs": manifest.outputs,
+        "inputs": {spec.name: list(spec.axes) for spec in manifest.inputs},
+        "outputs": {spec.name: list(spec.axes) for spec in manifest.outputs},
         "positions": manifest.max_tokens,
         "labels": manifest.labels,
         "passes": {entry.name: entry.count for entry in manifest.passes},
@@ -295,6 +336,13 @@ def print_prediction(prediction: dict[str, Any]) -> None:
     elif "tokens" in prediction:
         for token in prediction["tokens"]:
             out.print(f"  {token['score']:7.2%}  {token['label']:<16} {token['text']!r}")
+    elif "answer" in prediction:
+        out.print(f"  {prediction['score']:7.2%}  {prediction['answer']}")
+    elif "choices" in prediction:
+        for entry in sorted(prediction["choices"], key=lambda entry: -entry["score"]):
+            out.print(f"  {entry['score']:7.2%}  {entry['choice']}")
+    elif "continuation" in prediction:
+        out.print(f"  {prediction['continuation']}")
     elif "masks" in prediction:
         for mask in prediction["masks"]:
             for word in mask["words"]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter import predictions
 from exporter.engines import Arrays, get_engine
 from exporter.errors import InputError, UserError
 from exporter.files import inside
+from exporter.generation import Continuation, Sampling, generate
+from exporter.inputs import complete_inputs
 from exporter.manifest import load_manifest
-from exporter.tokenization import Batch, Tokenizer, load_tokenizer
+from exporter.predictions import Prediction
+from exporter.tasks import CACHE_KINDS
+from exporter.tokenization import Tokenizer, load_tokenizer
 
 __all__ = ["Prediction", "Session"]
 
-Prediction = dict[str, Any]
-TOP_WORDS = 5
+# How much of a window the next one repeats, so that no answer is cut in two: the usual 128 tokens, or a quarter.
+STRIDE = 128
 
 
 class Session:
@@ -77,13 +82,25 @@ class Session:
         input_ids: NDArray[Any],
         attention_mask: NDArray[Any] | None = None,
         token_type_ids: NDArray[Any] | None = None,
+        *,
+        position_ids: NDArray[Any] | None = None,
+        past_key_values: Sequence[tuple[NDArray[Any], NDArray[Any]]] | None = None,
+        encoder_hidden_states: NDArray[Any] | None = None,
+        encoder_attention_mask: NDArray[Any] | None = None,
     ) -> Arrays:
         """Runs the engine on ids.
 
+        B batch, S sequence, P past, T encoder sequence; for multiple-choice, an axis of choices follows B.
+
         Args:
-            input_ids: (B, S) integers, each below vocab_size.
-            attention_mask: (B, S), 1 for tokens and 0 for padding; all ones where it is not given.
+            input_ids: (B, S) integers, each below vocab_size; without those that are cached.
+            attention_mask: (B, P + S), 1 for tokens and 0 for padding; all ones where it is not given.
             token_type_ids: (B, S), each below type_vocab_size; all zeros where it is not given.
+            position_ids: (B, S), if the export was made to take them; counted where it is not given.
+            past_key_values: Of text-generation: for each layer keys and values, (B, H, P, D) each, which are the
+                outputs ``present.N.key`` and ``present.N.value`` of the pass before. Nothing is cached by default.
+            encoder_hidden_states: (B, T, hidden_size), of a decoder with cross-attention, which must have them.
+            encoder_attention_mask: (B, T), as ``attention_mask``.
 
         Returns:
             The task's outputs by name, float32.
@@ -91,111 +108,161 @@ class Session:
         Raises:
             InputError: If a shape, a dtype, an id or the length does not fit the model.
         """
-        ids = np.asarray(input_ids)
         given = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask),
-            "token_type_ids": np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
         }
-        limits = {
-            "input_ids": self.manifest.vocab_size,
-            "attention_mask": 2,
-            "token_type_ids": self.manifest.type_vocab_size,
-        }
-        for name, array in given.items():
-            self._check(name, array, ids.shape, limits[name])
-        return self._runner.run({name: given[name].astype(np.int64) for name in self.manifest.inputs})
+        for layer, cache in enumerate(past_key_values or ()):
+            given |= {f"past_key_values.{layer}.{kind}": array for kind, array in zip(CACHE_KINDS, cache, strict=True)}
+        return self._run({name: np.asarray(array) for name, array in given.items() if array is not None})
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        contexts: Sequence[str] | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
+    ) -> list[Prediction]:
         """Runs the engine on texts and reads its outputs as the task means them.
 
+        Args:
+            texts: What to predict on; for question-answering the questions, for multiple-choice the beginnings.
+            contexts: For question-answering: where to look for each answer. A long one is read in windows.
+            choices: For multiple-choice: the endings of each text.
+
         Returns:
-            One dictionary per text. text-classification: ``label``, ``score`` and all ``scores`` (of a
-            regression: ``values``). token-classification:
-            ``tokens``, each with ``text``, ``label``, ``score``, ``start`` and ``end``. fill-mask: ``masks``, each with
-            its best ``words`` and scores. feature-extraction: ``last_hidden_state``, (S, E), and ``pooler_output``,
-            (E,), where the model has it.
+            One dictionary per text. text-classification: ``label``, ``score`` and all ``scores`` (of a regression:
+            ``values``). token-classification: ``tokens``, each with ``text``, ``label``, ``score``, ``start`` and
+            ``end``. fill-mask: ``masks``, each with its best ``words`` and scores. feature-extraction:
+            ``last_hidden_state``, (S, E), and ``pooler_output``, (E,), where the model has it. question-answering:
+            ``answer``, ``score``, ``start`` and ``end``. multiple-choice: ``choice``, ``index``, ``score`` and all
+            ``choices``. text-generation: as :meth:`generate`, greedily.
 
         Raises:
             InputError: If a text is longer than the model's positions.
-            UserError: If there is no tokenizer.
+            UserError: If there is no tokenizer, or contexts or choices do not fit the task.
         """
+        task = self.manifest.task
+        for name, second, wanted in (
+            ("contexts", contexts, task == "question-answering"),
+            ("choices", choices, task == "multiple-choice"),
+        ):
+            if wanted and (second is None or len(second) != len(texts)):
+                raise UserError(f"{task} needs {name}, one for each text; got {0 if second is None else len(second)}.")
+            if second is not None and not wanted:
+                raise UserError(f"{task} takes texts alone, no {name}.")
+        if task == "text-generation":
+            return self.generate(texts)
+        if contexts is not None:
+            return [self._answer(question, context) for question, context in zip(texts, contexts, strict=True)]
+        if choices is not None:
+            return [self._choose(text, list(endings)) for text, endings in zip(texts, choices, strict=True)]
         batch = self.tokenizer(texts, max_length=self.manifest.max_tokens)
         outputs = self.run(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        readers = {
-            "text-classification": self._read_text,
-            "token-classification": self._read_tokens,
-            "fill-mask": self._read_masks,
-            "feature-extraction": self._read_features,
+        return predictions.read(self.manifest, self.tokenizer, texts, batch, outputs)
+
+    def generate(self, texts: Sequence[str], *, sampling: Sampling = Sampling()) -> list[Prediction]:  # noqa: B008
+        """Goes on from texts. A prompt is the begin token and the text, without an end token.
+
+        Args:
+            texts: The prompts.
+            sampling: How the next token is chosen, and when to stop; by default the best one.
+
+        Returns:
+            One dictionary per text: ``continuation``, its ``ids``, and ``finish_reason``: "eos", "length" or
+            "positions".
+
+        Raises:
+            InputError: If a text leaves no room in the model's positions.
+            UserError: If the task is not text-generation, or there is no tokenizer.
+        """
+        tokenizer = self.tokenizer
+        begin = tokenizer.special_ids["cls_token"]
+        rows = [[begin, *row] for row in map(self._ids, texts)]
+        width = max(map(len, rows), default=0)
+        ids = np.array([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows], np.int64)
+        mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows], np.int64)
+        found = self.generate_ids(ids, mask, sampling=sampling)
+        return [
+            {
+                "text": text,
+                "continuation": tokenizer.decode(continuation.ids),
+                "ids": continuation.ids,
+                "finish_reason": continuation.finish_reason,
+            }
+            for text, continuation in zip(texts, found, strict=True)
+        ]
+
+    def generate_ids(
+        self,
+        input_ids: NDArray[Any],
+        attention_mask: NDArray[Any] | None = None,
+        token_type_ids: NDArray[Any] | None = None,
+        *,
+        encoder_hidden_states: NDArray[Any] | None = None,
+        encoder_attention_mask: NDArray[Any] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        eos_token_ids: Collection[int] | None = None,
+    ) -> list[Continuation]:
+        """Goes on from prompts of ids, (B, S), padded on the left; inputs as for :meth:`run`.
+
+        Args:
+            sampling: How the next token is chosen, and when to stop.
+            eos_token_ids: Tokens that end a row; ``None`` takes the checkpoint's ``eos_token_id``.
+
+        Raises:
+            InputError: If an input does not fit the model, a row is padded on the right, or no room is left.
+            UserError: If the task is not text-generation.
+        """
+        if self.manifest.task != "text-generation":
+            raise UserError(f"{self.folder} was exported for {self.manifest.task}; generating needs text-generation.")
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
         }
-        read = readers[self.manifest.task]
-        return [read(text, row, batch, outputs) for row, text in enumerate(texts)]
+        arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
+        return generate(
+            self._run,
+            complete_inputs(self.manifest, arrays),
+            sampling=sampling,
+            eos_token_ids=self.manifest.eos_token_ids if eos_token_ids is None else eos_token_ids,
+            pad_token_id=self.manifest.pad_token_id,
+            max_tokens=self.manifest.max_tokens,
+        )
 
-    def _check(self, name: str, array: NDArray[Any], shape: tuple[int, ...], limit: int) -> None:
-        if array.ndim != 2 or not array.size or array.shape != shape:
-            raise InputError(f"{name} must be (batch, sequence), filled, and shaped like input_ids; got {array.shape}.")
-        if array.dtype.kind not in "iub":
-            raise InputError(f"{name} must hold integers; got {array.dtype}.")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= limit:
-            raise InputError(f"{name} must be from 0 to {limit - 1}; got {low if low < 0 else high}.")
-        if name == "input_ids" and shape[1] > self.manifest.max_tokens:
-            raise InputError(
-                f"The input has {shape[1]} tokens; the model's positions hold {self.manifest.max_tokens}: "
-                f"shorten or split the text."
-            )
+    def _run(self, given: Mapping[str, NDArray[Any]]) -> Arrays:
+        return self._runner.run(complete_inputs(self.manifest, given))
 
-    def _read_text(self, text: str, row: int, _batch: Batch, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
-        logits = outputs["logits"][row].astype(np.float64)  # (labels,)
-        labels = self.manifest.labels
-        if self.manifest.problem_type == "regression" or len(labels) == 1:
-            return {"text": text, "values": dict(zip(labels, logits.tolist(), strict=True))}
-        several = self.manifest.problem_type == "multi_label_classification"
-        scores = 1.0 / (1.0 + np.exp(-logits)) if several else _softmax(logits)
-        best = int(scores.argmax())
-        return {
-            "text": text,
-            "label": labels[best],
-            "score": float(scores[best]),
-            "scores": dict(zip(labels, scores.tolist(), strict=True)),
-        }
+    def _ids(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids: list[int] = self.tokenizer([text], add_special_tokens=False).input_ids[0].tolist()
+        return ids
 
-    def _read_tokens(self, text: str, row: int, batch: Batch, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
-        scores = _softmax(outputs["logits"][row])  # (S, labels)
-        tokens = []
-        for position, (start, end) in enumerate(batch.offsets[row]):
-            if batch.special_tokens_mask[row, position]:  # padding is special, too
-                continue
-            best = int(scores[position].argmax())
-            tokens.append(
-                {
-                    "text": text[start:end],
-                    "label": self.manifest.labels[best],
-                    "score": float(scores[position, best]),
-                    "start": start,
-                    "end": end,
-                }
-            )
-        return {"text": text, "tokens": tokens}
+    def _answer(self, question: str, context: str) -> Prediction:
+        room = self.manifest.max_tokens
+        windows = self.tokenizer(
+            [question],
+            [context],
+            truncation="only_second",
+            max_length=room,
+            stride=min(STRIDE, room // 4),
+            return_overflowing_tokens=True,
+        )
+        outputs = self.run(windows.input_ids, windows.attention_mask, windows.token_type_ids)
+        return predictions.best_span(question, context, windows, outputs)
 
-    def _read_masks(self, text: str, row: int, batch: Batch, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
-        masks = []
-        for position in np.flatnonzero(batch.input_ids[row] == self.tokenizer.mask_token_id):
-            scores = _softmax(outputs["logits"][row, position])  # (vocabulary,)
-            best = np.argsort(-scores, kind="stable")[:TOP_WORDS]
-            words = [{"word": self.tokenizer.decode([int(index)]), "score": float(scores[index])} for index in best]
-            masks.append({"position": int(position), "words": words})
-        return {"text": text, "masks": masks}
-
-    def _read_features(self, text: str, row: int, batch: Batch, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
-        length = int(batch.attention_mask[row].sum())
-        features: Prediction = {"text": text, "last_hidden_state": outputs["last_hidden_state"][row, :length].tolist()}
-        if "pooler_output" in outputs:
-            features["pooler_output"] = outputs["pooler_output"][row].tolist()
-        return features
-
-
-def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Over the last axis, in float64."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+    def _choose(self, text: str, endings: list[str]) -> Prediction:
+        if not endings:
+            raise InputError("Every text needs at least one choice; got none.")
+        batch = self.tokenizer([text] * len(endings), endings, max_length=self.manifest.max_tokens)
+        arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        outputs = self.run(*(array[None] for array in arrays))
+        return predictions.read_choice(text, endings, outputs["logits"][0])

@@ -22,7 +22,7 @@ class Runner(ABC):
         """Runs the engine once.
 
         Args:
-            inputs: By name, (B, S) int64 each. The caller has checked them.
+            inputs: By name, shaped and typed as the manifest says. The caller has checked them.
 
         Returns:
             The outputs by name, float32, in the engine's order.

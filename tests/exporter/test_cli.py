@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ import exporter
 from exporter import exporting, parity
 from exporter.cli import app
 from exporter.errors import PassError, TraceError
+from exporter.generation import Sampling
 from exporter.manifest import FILE_NAME
 from exporter.parity import ParityReport
 
@@ -240,6 +241,15 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str, list[str], str, str]] =
         "Unknown precision 'fp8'; expected one of fp32, fp16, int8.",
     ),
     "unknown target": (nothing, "new/out", ["--target", "tpu"], "UserError", "Unknown target 'tpu'"),
+    "no decoder": (nothing, "new/out", ["--task", "text-generation"], "ConfigError", "needs a decoder"),
+    "fewer positions": (
+        nothing,
+        "new/out",
+        ["--max-position-embeddings", "19"],
+        "ConfigError",
+        "max_position_embeddings can be extended from 20 upwards; got 19",
+    ),
+    "no learnt positions": (nothing, "new/out", ["--position-ids"], "ConfigError", "no table of learnt positions"),
     "negative seed": (nothing, "new/out", ["--seed", "-1"], "UserError", "The seed must not be negative; got -1."),
 }
 
@@ -288,6 +298,9 @@ def test_an_export_that_cannot_be(
         (["run", "OUT", "a", "--precision", "fp8"], "UserError", "has no engine for onnxruntime fp8"),
         (["run", "OUT", "a", "--target", "tpu"], "UserError", "has no engine for tpu"),
         (["run", "PLACE", "a"], "BundleError", "has no manifest.json"),
+        (["run", "OUT", "a", "--context", "b"], "UserError", "text-classification takes texts alone, no contexts"),
+        (["run", "OUT", "a", "--top-k", "3"], "UserError", "temperature 0 draws nothing: give a temperature"),
+        (["run", "OUT", "a", "--max-new-tokens", "3"], "UserError", "generating needs text-generation"),
         (["validate", "PLACE"], "BundleError", "has no manifest.json"),
         (["validate", "OUT", "--report", "PLACE/taken/below"], "BundleError", "Cannot write"),
         (["inspect", "PLACE"], "BundleError", "has no manifest.json"),
@@ -359,6 +372,12 @@ PREDICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"masks": []}, ["  no mask token in the text: nothing to predict"]),
     ({"last_hidden_state": [[1.0, 2.0, 3.0]]}, ["  last_hidden_state (1, 3); use --json for the numbers"]),
     ({"label": "b", "score": 0.75, "scores": {"a": 0.25, "b": 0.75}}, ["   75.00%  b", "   25.00%  a"]),
+    ({"answer": "in [Rome]", "score": 0.5, "start": 3, "end": 12}, ["   50.00%  in [Rome]"]),
+    (
+        {"choices": [{"choice": "x", "score": 0.25}, {"choice": "y", "score": 0.75}], "choice": "y"},
+        ["   75.00%  y", "   25.00%  x"],
+    ),
+    ({"continuation": "and so on", "ids": [1, 2], "finish_reason": "length"}, ["  and so on"]),
 ]
 
 
@@ -373,12 +392,52 @@ def test_every_kind_of_prediction(
         def __init__(self, folder: Path, *, precision: str | None, target: str) -> None:
             assert (folder, precision, target) == (Path("out"), None, "onnxruntime")
 
-        def predict(self, texts: list[str]) -> list[dict[str, Any]]:
+        def predict(self, texts: list[str], *, contexts: None, choices: None) -> list[dict[str, Any]]:
+            assert contexts is choices is None
             return [{"text": text, **prediction} for text in texts]
 
     monkeypatch.setattr(exporter, "Session", Stub)
     result = press("run", "out", text)
     assert result.stdout.splitlines() == [text, *lines]
+
+
+class Recorder:
+    """Stands in for a session and remembers what it was asked for."""
+
+    asked: ClassVar[list[Any]] = []
+
+    def __init__(self, _folder: Path, **_options: Any) -> None:
+        self.asked.clear()
+
+    def predict(self, texts: list[str], **more: Any) -> list[dict[str, Any]]:
+        self.asked.append((texts, more))
+        return []
+
+    def generate(self, texts: list[str], *, sampling: Sampling) -> list[dict[str, Any]]:
+        self.asked.append((texts, sampling))
+        return []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ([], (["a", "b"], {"contexts": None, "choices": None})),
+        (["--context", "x"], (["a", "b"], {"contexts": ["x", "x"], "choices": None})),
+        (["--context", "x", "--context", "y"], (["a", "b"], {"contexts": ["x", "y"], "choices": None})),
+        (["--choice", "x", "--choice", "y"], (["a", "b"], {"contexts": None, "choices": [["x", "y"]] * 2})),
+        (["--max-new-tokens", "9"], (["a", "b"], Sampling(max_new_tokens=9))),
+        (
+            ["--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--seed", "7"],
+            (["a", "b"], Sampling(temperature=0.5, top_k=4, top_p=0.9, seed=7)),
+        ),
+    ],
+)
+def test_run_passes_on_what_the_task_needs(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], asked: tuple[Any, ...]
+) -> None:
+    monkeypatch.setattr(exporter, "Session", Recorder)
+    assert press("run", "out", "a", "b", *options).exit_code == 0
+    assert Recorder.asked == [asked]
 
 
 def test_a_terminal_that_lacks_the_characters(exported: Path) -> None:
@@ -422,8 +481,10 @@ def test_inspect_a_folder(exported: Path, form: str) -> None:
         "model": "tiny",
         "family": "roformer",
         "task": "text-classification",
-        "inputs": ["input_ids", "attention_mask", "token_type_ids"],
-        "outputs": ["logits"],
+        "inputs": {
+            name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
+        },
+        "outputs": {"logits": ["batch", 3]},
         "positions": 20,
         "labels": ["bad", "fair", "good"],
         "passes": {entry["name"]: entry["count"] for entry in manifest["passes"]},

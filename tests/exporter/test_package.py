@@ -33,7 +33,15 @@ for name in exporter.__all__:
     except ModuleNotFoundError as error:
         print(name, "crashes:", error)
 """
-BASE_INSTALL = {"Session", "load_tokenizer", "validate"}
+BASE_INSTALL = {
+    "RoFormerTokenizer",
+    "RoFormerTokenizerFast",
+    "RobertaTokenizer",
+    "Sampling",
+    "Session",
+    "load_tokenizer",
+    "validate",
+}
 
 
 def outcomes_without(*blocked: str) -> dict[str, str]:

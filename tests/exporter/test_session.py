@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter import Session, load_model, load_tokenizer
-from exporter.engines import Runner
+from exporter.engines import Arrays, Runner
 from exporter.engines.onnxruntime import OnnxRuntime
 from exporter.errors import BundleError, InputError, UserError
 from exporter.files import sha256
+from exporter.generation import Sampling
 from exporter.manifest import FILE_NAME, Manifest
+from exporter.models import RoFormerConfig
+from exporter.tasks import TASKS, TaskName, TensorSpec
 
 WORDS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "今天", "好"]
 WIDTHS = {"text-classification": 3, "token-classification": 3, "fill-mask": len(WORDS), "feature-extraction": 4}
@@ -83,7 +86,7 @@ def lookup(task: str, *, types: bool = True, sign: int = 1) -> onnx.ModelProto:
 def make_export(tmp_path: Path) -> MakeExport:
     """``make_export(task, ...)``: an exported folder whose engine is ``lookup``, at int8 with the opposite sign."""
 
-    def make(task: str, *, tokenizer: bool = True, types: bool = True, **values: Any) -> Path:
+    def make(task: str, /, *, tokenizer: bool = True, types: bool = True, **values: Any) -> Path:
         folder = tmp_path / "out"
         (folder / "tokenizer").mkdir(parents=True)
         (folder / "tokenizer" / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
@@ -97,12 +100,13 @@ def make_export(tmp_path: Path) -> MakeExport:
             "name": "lookup",
             "family": "roformer",
             "task": task,
-            "inputs": [value.name for value in model.graph.input],
-            "outputs": [value.name for value in model.graph.output],
-            "score_outputs": [],
-            "vocab_size": len(WORDS),
-            "type_vocab_size": 2 if types else 1,
+            "inputs": [
+                TensorSpec(name=value.name, axes=("batch", "sequence"), dtype="int64", limit=limit)
+                for value, limit in zip(model.graph.input, (len(WORDS), 2, 2), strict=False)
+            ],
+            "outputs": [TensorSpec(name=value.name, axes=("batch",)) for value in model.graph.output],
             "pad_token_id": 1,
+            "eos_token_ids": [],
             "max_tokens": LONGEST,
             "labels": ["zero", "one", "two"],
             "problem_type": None,
@@ -208,7 +212,7 @@ def test_types_are_checked_and_dropped_where_the_model_has_one(make_export: Make
     session = Session(make_export("token-classification", types=False))
     ids = np.array([[5, 6]])
     np.testing.assert_allclose(session.run(ids, token_type_ids=np.zeros_like(ids))["logits"], table(3)[ids])
-    with pytest.raises(InputError, match="token_type_ids must be from 0 to 0; got 1"):
+    with pytest.raises(InputError, match="token_type_ids must be 0: this model has one type"):
         session.run(ids, token_type_ids=np.ones_like(ids))
 
 
@@ -232,22 +236,22 @@ IDS = np.array([[5, 6], [7, 8]])
         ([[[5, 10]]], "input_ids must be from 0 to 9; got 10"),
         ([[[5, -1]]], "input_ids must be from 0 to 9; got -1"),
         ([np.array([[2**63]], np.uint64)], "input_ids must be from 0 to 9; got 9223372036854775808"),
-        ([[5, 6]], r"input_ids must be \(batch, sequence\).* got \(2,\)"),
-        ([[[[5]]]], r"input_ids must be .* got \(1, 1, 1\)"),
-        ([5], r"input_ids must be .* got \(\)"),
-        ([[]], r"input_ids must be .*filled.* got \(0,\)"),
-        ([np.zeros((0, 3), int)], r"input_ids must be .* got \(0, 3\)"),
-        ([np.zeros((3, 0), int)], r"input_ids must be .* got \(3, 0\)"),
+        ([[5, 6]], r"input_ids must have the axes \(batch, sequence\); got the shape \(2,\)"),
+        ([[[[5]]]], r"input_ids must have the axes .* got the shape \(1, 1, 1\)"),
+        ([5], r"input_ids must have the axes .* got the shape \(\)"),
+        ([[]], r"input_ids must have the axes .* got the shape \(0,\)"),
+        ([np.zeros((0, 3), int)], r"input_ids must not be empty; got the shape \(0, 3\)"),
+        ([np.zeros((3, 0), int)], r"input_ids must not be empty; got the shape \(3, 0\)"),
         ([[[5.0, 6.0]]], "input_ids must hold integers; got float64"),
         ([[["5"]]], "input_ids must hold integers; got <U1"),
         ([[[None]]], "input_ids must hold integers; got object"),
-        ([IDS, [[1, 1]]], r"attention_mask must be .*shaped like input_ids; got \(1, 2\)"),
-        ([IDS, [1, 1]], r"attention_mask must be .* got \(2,\)"),
+        ([IDS, [[1, 1]]], r"attention_mask must have the shape \(2, 2\) \(batch, sequence\); got \(1, 2\)"),
+        ([IDS, [1, 1]], r"attention_mask must have the shape \(2, 2\) .* got \(2,\)"),
         ([IDS, IDS * 0.0], "attention_mask must hold integers; got float64"),
         ([IDS, IDS], "attention_mask must be from 0 to 1; got 8"),
         ([IDS, -(IDS // IDS)], "attention_mask must be from 0 to 1; got -1"),
         ([IDS, None, IDS], "token_type_ids must be from 0 to 1; got 8"),
-        ([IDS, None, IDS[:1] * 0], r"token_type_ids must be .* got \(1, 2\)"),
+        ([IDS, None, IDS[:1] * 0], r"token_type_ids must have the shape \(2, 2\) .* got \(1, 2\)"),
         ([IDS, None, IDS * 0.0], "token_type_ids must hold integers"),
     ],
 )
@@ -354,6 +358,164 @@ def test_without_a_tokenizer_only_ids_can_be_run(make_export: MakeExport) -> Non
     with pytest.raises(UserError, match=r"exported without tokenizer files: give ids to Session\.run"):
         session.predict(["a"])
     assert session.run(np.array([[5]]))["logits"].shape == (1, 1, 3)
+
+
+class Stand(Runner):
+    """Answers with ``answer(inputs)`` and remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[Mapping[str, NDArray[Any]]], Arrays]) -> None:
+        self.answer = answer
+        self.asked: list[dict[str, NDArray[Any]]] = []
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        self.asked.append(dict(inputs))
+        return self.answer(inputs)
+
+
+def stand_in(
+    make_export: MakeExport,
+    monkeypatch: pytest.MonkeyPatch,
+    task: TaskName,
+    answer: Callable[[Mapping[str, NDArray[Any]]], Arrays],
+    **values: Any,
+) -> tuple[Session, Stand]:
+    """A session of ``task`` whose engine is ``answer``; the config is RoFormer's, with one layer of one head."""
+    runner = Stand(answer)
+    monkeypatch.setattr(OnnxRuntime, "load", lambda *_, **__: runner)
+    config = RoFormerConfig(
+        vocab_size=len(WORDS), hidden_size=4, num_hidden_layers=1, num_attention_heads=1, is_decoder=True
+    )
+    specs = {"inputs": TASKS[task].input_specs(config), "outputs": TASKS[task].output_specs(config)}
+    return Session(make_export("fill-mask", **{**specs, "task": task, "max_tokens": 12, **values})), runner
+
+
+# questions
+
+
+def marks(*wanted: int) -> Callable[[Mapping[str, NDArray[Any]]], Arrays]:
+    """An engine that knows where the answer is: from the first wanted id to the second."""
+
+    def answer(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        ids = inputs["input_ids"]
+        return {
+            name: np.where(ids == id_, 9.0, 0.0).astype(np.float32)
+            for name, id_ in zip(("start_logits", "end_logits"), wanted, strict=True)
+        }
+
+    return answer
+
+
+def test_question_answering(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, runner = stand_in(make_export, monkeypatch, "question-answering", marks(6, 8))
+    first, second = session.predict(["b 今天", "c"], contexts=["a b c 今天 好", "a"])
+    assert (first["answer"], first["start"], first["end"]) == ("b c 今天", 2, 8), "in the context, not in the question"
+    among_five = np.exp(9) / (np.exp(9) + 4)
+    assert first["score"] == pytest.approx(among_five**2)
+    assert (second["answer"], second["score"]) == ("a", 1.0)  # nothing else to say
+    assert runner.asked[0]["token_type_ids"].tolist() == [[0] * 4 + [1] * 6]
+    json.dumps([first, second])
+
+
+def test_an_answer_may_lie_in_any_window_of_a_long_context(
+    make_export: MakeExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, runner = stand_in(make_export, monkeypatch, "question-answering", marks(6, 8))
+    context = "a " * 40 + "b 今天" + " c" * 10
+    [prediction] = session.predict(["c"], contexts=[context])
+    assert prediction["answer"] == context[prediction["start"] : prediction["end"]] == "b 今天"
+    windows = runner.asked[0]["input_ids"]
+    assert windows.shape[0] > 5
+    assert windows.shape[1] == 12
+
+
+def test_an_answer_does_not_end_before_it_starts(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = stand_in(make_export, monkeypatch, "question-answering", marks(8, 6))
+    [prediction] = session.predict(["c"], contexts=["b a 今天"])
+    assert prediction["start"] < prediction["end"]
+    assert prediction["score"] < 0.01
+
+
+# choices
+
+
+def test_multiple_choice(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count_of_c(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        return {"logits": (inputs["input_ids"] == 7).sum(axis=-1).astype(np.float32)}
+
+    session, runner = stand_in(make_export, monkeypatch, "multiple-choice", count_of_c)
+    first, second = session.predict(["a", "b"], choices=[["b", "c c 今天", "c"], ["c"]])
+    assert (first["choice"], first["index"]) == ("c c 今天", 1)
+    assert [entry["score"] for entry in first["choices"]] == pytest.approx(softmax([0, 2, 1]))
+    assert second["score"] == 1.0
+    assert runner.asked[0]["input_ids"].tolist() == [
+        [[2, 5, 3, 6, 3, 1, 1], [2, 5, 3, 7, 7, 8, 3], [2, 5, 3, 7, 3, 1, 1]]
+    ]
+    json.dumps([first, second])
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "message"),
+    [
+        ("question-answering", {}, "question-answering needs contexts, one for each text; got 0"),
+        ("question-answering", {"contexts": ["a", "b"]}, "needs contexts, one for each text; got 2"),
+        ("multiple-choice", {}, "multiple-choice needs choices"),
+        ("multiple-choice", {"choices": [["a"]], "contexts": ["a"]}, "multiple-choice takes texts alone, no contexts"),
+        ("multiple-choice", {"choices": [[]]}, "at least one choice"),
+        ("fill-mask", {"choices": [["a"]]}, "fill-mask takes texts alone, no choices"),
+    ],
+)
+def test_second_texts_that_do_not_fit_the_task(
+    make_export: MakeExport, monkeypatch: pytest.MonkeyPatch, task: TaskName, more: dict[str, Any], message: str
+) -> None:
+    session, _ = stand_in(make_export, monkeypatch, task, lambda _: {})
+    with pytest.raises(UserError, match=message):
+        session.predict(["a"], **more)
+
+
+# generation
+
+
+def next_word(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Best is the id after the last one; the cache remembers the ids."""
+    ids = inputs["input_ids"]
+    logits = -np.abs(np.arange(len(WORDS)) - ids[..., None] - 1).astype(np.float32)
+    states = np.repeat(ids[:, None, :, None], 4, axis=-1).astype(np.float32)
+    return {"logits": logits} | {
+        f"present.0.{kind}": np.concatenate((inputs[f"past_key_values.0.{kind}"], states), axis=2)
+        for kind in ("key", "value")
+    }
+
+
+def test_generation_from_texts(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, runner = stand_in(make_export, monkeypatch, "text-generation", next_word, eos_token_ids=[8])
+    first, second, third = session.generate(["a", "a b", ""], sampling=Sampling(max_new_tokens=4))
+    assert first == {"text": "a", "continuation": "b c 今天", "ids": [6, 7, 8], "finish_reason": "eos"}
+    assert (second["ids"], second["finish_reason"]) == ([7, 8], "eos")
+    assert (third["ids"], third["finish_reason"]) == ([3, 4, 5, 6], "length")  # [CLS] is 2
+    prompt, step = runner.asked[:2]
+    assert prompt["input_ids"].tolist() == [[1, 2, 5], [2, 5, 6], [1, 1, 2]], (
+        "a begin token, padding on the left, no end"
+    )
+    assert prompt["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
+    assert prompt["past_key_values.0.key"].shape == (3, 1, 0, 4)
+    assert step["input_ids"].tolist() == [[6], [7], [3]]
+    assert step["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]
+    assert step["past_key_values.0.key"][..., 0].tolist() == [[row] for row in prompt["input_ids"].tolist()]
+    assert step["token_type_ids"].shape == (3, 1)
+    assert session.predict(["b"])[0]["finish_reason"] == "eos"
+
+
+def test_generation_ends_where_positions_end(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = stand_in(make_export, monkeypatch, "text-generation", next_word, max_tokens=4)
+    [prediction] = session.generate(["a"])
+    assert (prediction["ids"], prediction["finish_reason"]) == ([6, 7], "positions")
+    with pytest.raises(InputError, match="The longest prompt has 4 tokens, and the model's positions hold 4"):
+        session.generate(["a a a"])
+
+
+def test_only_text_generation_generates(session: Session) -> None:
+    with pytest.raises(UserError, match="was exported for token-classification; generating needs text-generation"):
+        session.generate(["a"])
 
 
 # a real export
