@@ -24,8 +24,8 @@ from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoForm
 from exporter.bench import interleaved_medians
 from exporter.engines import get_engine
 from exporter.exporting import save_onnx
-from exporter.tasks import TASKS, input_names
-from exporter.trace import trace
+from exporter.tasks import TASKS
+from exporter.trace import Interface, trace
 from graph_passes import pipeline
 
 BATCH, TOKENS = 1, 128
@@ -40,10 +40,11 @@ def main(family: str) -> None:
         model = RoFormerModel(RoFormerConfig()).eval()
     else:
         model = RobertaPreLayerNormModel(RobertaPreLayerNormConfig(max_position_embeddings=514)).eval()
+    interface = Interface(model, TASKS["feature-extraction"])
     threads = torch.get_num_threads()
     ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (BATCH, TOKENS))
     arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs = {name: arrays[name] for name in input_names(model.config)}
+    inputs = {spec.name: arrays[spec.name] for spec in interface.inputs}
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
 
     def eager() -> object:
@@ -57,7 +58,7 @@ def main(family: str) -> None:
         def add(name: str, path: Path) -> None:
             runners[name] = partial(engine.load(path, threads=threads).run, inputs)
 
-        plain = trace(model, TASKS["feature-extraction"])
+        plain = trace(interface)
         fused, _ = pipeline.fuse(plain)
         for precision in pipeline.PRECISIONS:
             lowered, _ = pipeline.lower(pipeline.change_precision(fused, precision)[0], "onnxruntime")

@@ -17,9 +17,9 @@ from exporter.files import new_folder, sha256
 from exporter.manifest import FILE_NAME, EngineEntry, FusionEntry, Manifest, installed_versions
 from exporter.models.checkpoint import PreTrainedModel, weights_file
 from exporter.parity import ParityReport
-from exporter.tasks import FAMILY_PREFIX, Task, expected_fusions, find_task, input_names
+from exporter.tasks import FAMILY_PREFIX, Task, expected_fusions, find_task
 from exporter.tokenization import load_tokenizer
-from exporter.trace import trace
+from exporter.trace import Interface, trace
 from exporter.validation import REFERENCE, validate
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
@@ -29,12 +29,15 @@ __all__ = ["export", "load_model"]
 EXTERNAL_DATA_ABOVE = 1 << 30  # bytes; a protobuf file ends at 2 GiB
 
 
-def load_model(source: str | os.PathLike[str], task: str | None = None) -> PreTrainedModel[Any]:
+def load_model(
+    source: str | os.PathLike[str], task: str | None = None, *, max_position_embeddings: int | None = None
+) -> PreTrainedModel[Any]:
     """Loads a checkpoint as the PyTorch class of its task.
 
     Args:
         source: A folder in the Hugging Face layout.
         task: Overrides the task that ``config.architectures`` names.
+        max_position_embeddings: Extends RoFormer's computed positions beyond the config's.
 
     Raises:
         CheckpointError, ConfigError: If the folder does not hold such a model.
@@ -42,7 +45,7 @@ def load_model(source: str | os.PathLike[str], task: str | None = None) -> PreTr
     """
     folder = Path(source)
     config = models.load_config(folder)
-    return _load(folder, find_task(config, task), config)
+    return _load(folder, find_task(config, task), config, max_position_embeddings)
 
 
 def export(
@@ -50,6 +53,8 @@ def export(
     out: str | os.PathLike[str],
     *,
     task: str | None = None,
+    max_position_embeddings: int | None = None,
+    position_ids: bool = False,
     precisions: Sequence[str] = pipeline.PRECISIONS,
     targets: Sequence[str] = ("onnxruntime",),
     seed: int = 0,
@@ -64,6 +69,8 @@ def export(
         source: A folder in the Hugging Face layout.
         out: The folder to write. An earlier export there is replaced; anything else is refused.
         task: Overrides the task that ``config.architectures`` names.
+        max_position_embeddings: Extends RoFormer's computed positions beyond the config's.
+        position_ids: Make learnt positions an input of the engines; by default they count them.
         precisions: Of ``"fp32"``, ``"fp16"``, ``"int8"``.
         targets: Of ``exporter.engines.ENGINES``.
         seed: Of the parity inputs.
@@ -92,32 +99,33 @@ def export(
     folder = Path(source)
     config = models.load_config(folder)
     chosen = find_task(config, task)
+    chosen.input_specs(config, position_ids=position_ids)  # what does not fit the task fails before weights are read
     with new_folder(Path(out), replaces=FILE_NAME) as staging:
         progress("loading the checkpoint")
-        model = _load(folder, chosen, config)
+        model = _load(folder, chosen, config, max_position_embeddings)
+        config = model.config
+        interface = Interface(model, chosen, position_ids=position_ids)
         for name in ("model", "engines", "report"):
             (staging / name).mkdir()
         has_tokenizer = _copy_tokenizer(folder, config.model_type, staging / "tokenizer")
 
         progress("tracing to ONNX")
-        plain = trace(model, chosen)
-        outputs = [value.name for value in plain.graph.output]
+        plain = trace(interface)
 
         progress("computing the reference")
         cases = parity.make_cases(
-            input_names=input_names(config),
-            vocab_size=config.vocab_size,
-            type_vocab_size=config.type_vocab_size,
+            interface.inputs,
             pad_token_id=config.pad_token_id or 0,
             max_tokens=config.max_tokens,
-            output_width=max(int(output.shape(config)[-1]) for output in chosen.outputs),
+            output_width=max((axis for spec in interface.outputs if isinstance(axis := spec.axes[-1], int)), default=1),
             seed=seed,
         )
-        parity.save_reference(parity.compute_reference(model, cases, outputs), staging / REFERENCE)
-        del model
+        parity.save_reference(parity.compute_reference(interface, cases), staging / REFERENCE)
+        inputs, outputs = interface.inputs, interface.outputs
+        del model, interface
 
         progress("fusing")
-        fused, fusions = pipeline.fuse(plain, expected=expected_fusions(config))
+        fused, fusions = pipeline.fuse(plain, expected=expected_fusions(config, chosen))
         del plain
         passes = list(fusions)
         entries: list[EngineEntry] = []
@@ -131,12 +139,10 @@ def export(
             name=folder.resolve().name,
             family=config.model_type,
             task=chosen.name,
-            inputs=list(input_names(config)),
-            outputs=outputs,
-            score_outputs=[output.name for output in chosen.outputs if output.is_scores],
-            vocab_size=config.vocab_size,
-            type_vocab_size=config.type_vocab_size,
+            inputs=list(inputs),
+            outputs=list(outputs),
             pad_token_id=config.pad_token_id or 0,
+            eos_token_ids=_as_list(config.eos_token_id),
             max_tokens=config.max_tokens,
             labels=[config.id2label.get(index, f"LABEL_{index}") for index in range(config.num_labels)],
             problem_type=config.problem_type,
@@ -167,10 +173,14 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
         onnx.save(model, path)
 
 
-def _load(folder: Path, task: Task, config: Any) -> PreTrainedModel[Any]:
+def _load(folder: Path, task: Task, config: Any, max_position_embeddings: int | None) -> PreTrainedModel[Any]:
     model_class = getattr(models, FAMILY_PREFIX[config.model_type] + task.suffix)
-    model: PreTrainedModel[Any] = model_class.from_pretrained(folder)
+    model: PreTrainedModel[Any] = model_class.from_pretrained(folder, max_position_embeddings=max_position_embeddings)
     return model
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [ids] if isinstance(ids, int) else ids or []
 
 
 def _build(
@@ -212,7 +222,7 @@ def _copy_tokenizer(source: Path, family: str, destination: Path) -> bool:
     names = ("tokenizer.json", "vocab.txt", "vocab.json")
     if not any((source / name).is_file() for name in names):
         return False
-    load_tokenizer(source, family).save(destination)
+    load_tokenizer(source, family).save_pretrained(destination)
     return True
 
 

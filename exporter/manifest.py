@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 
 from exporter.errors import BundleError
 from exporter.files import inside, sha256
+from exporter.tasks import TaskName, TensorSpec
 
 __all__ = ["FILE_NAME", "EngineEntry", "FusionEntry", "Manifest", "installed_versions", "load_manifest"]
 
@@ -45,7 +46,9 @@ class Manifest(BaseModel):
     Attributes:
         files: SHA-256 of every file of the folder but the manifest and the reports, by path inside the folder.
         source_files: SHA-256 of the checkpoint's files that went into the engines.
-        score_outputs: Outputs whose largest entry is the prediction.
+        inputs, outputs: What the engines take and give, in order.
+        max_tokens: How many tokens the positions hold, cached ones included.
+        eos_token_ids: Tokens that end a text.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,13 +56,11 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     name: str
     family: Literal["roformer", "roberta-prelayernorm"]
-    task: Literal["feature-extraction", "fill-mask", "text-classification", "token-classification"]
-    inputs: list[str]
-    outputs: list[str]
-    score_outputs: list[str]
-    vocab_size: PositiveInt
-    type_vocab_size: PositiveInt
+    task: TaskName
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
     pad_token_id: NonNegativeInt
+    eos_token_ids: list[NonNegativeInt]
     max_tokens: PositiveInt
     labels: list[str]
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None
@@ -70,6 +71,11 @@ class Manifest(BaseModel):
     source_files: dict[str, str]
     files: dict[str, str]
     versions: dict[str, str]
+
+    @property
+    def score_outputs(self) -> list[str]:
+        """Outputs whose largest entry is the prediction."""
+        return [spec.name for spec in self.outputs if spec.is_scores]
 
 
 def installed_versions() -> dict[str, str]:

@@ -1,78 +1,181 @@
 """The table of tasks: which class serves it, what goes in, what comes out, and what must have fused.
 
-Axis names: ``batch`` and ``sequence`` are dynamic; a number is fixed by the config.
+Axis names: ``batch``, ``choices``, ``sequence``, ``past`` and ``encoder_sequence`` are dynamic, and so is
+``past + sequence``, their sum; a number is fixed by the config. The names are those in the ONNX graphs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from exporter.errors import ConfigError, UserError
 
-__all__ = ["TASKS", "Output", "Task", "TaskName", "expected_fusions", "find_task", "input_names"]
+__all__ = ["CACHE_KINDS", "TASKS", "Task", "TaskName", "TensorSpec", "expected_fusions", "find_task"]
 
-TaskName = Literal["feature-extraction", "fill-mask", "text-classification", "token-classification"]
+TaskName = Literal[
+    "feature-extraction",
+    "fill-mask",
+    "multiple-choice",
+    "question-answering",
+    "text-classification",
+    "text-generation",
+    "token-classification",
+]
 FAMILY_PREFIX = {"roformer": "RoFormer", "roberta-prelayernorm": "RobertaPreLayerNorm"}
+CACHE_KINDS = ("key", "value")
 
 
-@dataclass(frozen=True)
-class Output:
-    """An output of a task.
+class TensorSpec(BaseModel):
+    """An input or an output of an exported model.
 
-    Args:
-        name: As the PyTorch model and the engines call it.
-        axes: Axis names; ``"hidden"``, ``"vocabulary"`` and ``"labels"`` stand for the config's sizes.
-        is_scores: Whether the largest entry of the last axis is the prediction.
+    Attributes:
+        name: As the engines call it.
+        axes: A name where the size is dynamic, else the size.
+        limit: Of integers: they are from 0 to ``limit - 1``.
+        is_scores: Of an output: whether the largest entry of the last axis is the prediction.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     name: str
-    axes: tuple[str, ...]
-    is_scores: bool
-
-    def shape(self, config: Any) -> tuple[str | int, ...]:
-        """The axes, with the sizes that ``config`` fixes filled in."""
-        sizes = {"hidden": config.hidden_size, "vocabulary": config.vocab_size, "labels": config.num_labels}
-        return tuple(sizes.get(axis, axis) for axis in self.axes)
+    axes: tuple[str | int, ...]
+    dtype: Literal["int64", "float32"] = "float32"
+    limit: PositiveInt | None = None
+    is_scores: bool = False
 
 
-@dataclass(frozen=True)
-class Task:
-    """One row of the table: the class is the family's prefix and ``suffix``."""
+class Task(NamedTuple):
+    """One row of the table: the class is the family's prefix and ``suffix``.
+
+    ``outputs`` names what the class computes, with ``"hidden"``, ``"vocabulary"`` and ``"labels"`` for sizes that the
+    config fixes. ``reads_encoder``: whether the class passes an encoder's states on to cross-attention.
+    """
 
     name: TaskName
     suffix: str
-    outputs: tuple[Output, ...]
+    outputs: tuple[TensorSpec, ...]
+    token_axes: tuple[str, ...] = ("batch", "sequence")
+    reads_encoder: bool = False
+    has_cache: bool = False
+
+    def input_specs(self, config: Any, *, position_ids: bool = False) -> tuple[TensorSpec, ...]:
+        """The inputs for a config, in order.
+
+        A model with one segment type takes no ``token_type_ids``: there would be nothing to say.
+
+        Args:
+            position_ids: Whether the caller gives positions, too. By default the graph counts them.
+
+        Raises:
+            ConfigError: If the model has no such input, or the config does not fit the task.
+        """
+        mask_axes = (*self.token_axes[:-1], "past + sequence") if self.has_cache else self.token_axes
+        specs = [
+            _integers("input_ids", self.token_axes, config.vocab_size),
+            _integers("attention_mask", mask_axes, 2),
+        ]
+        if config.type_vocab_size > 1:
+            specs.append(_integers("token_type_ids", self.token_axes, config.type_vocab_size))
+        if position_ids:
+            if getattr(config, "position_embedding_type", None) != "absolute":
+                raise ConfigError(
+                    f"position_ids were asked for, but this {config.model_type} model has no table of learnt positions."
+                )
+            specs.append(_integers("position_ids", self.token_axes, config.max_position_embeddings))
+        if self.has_cache:
+            if not config.is_decoder:
+                raise ConfigError(
+                    f"{self.name} needs a decoder, but config.json has is_decoder=false. "
+                    f"Set it to true if the model was trained to predict the next token."
+                )
+            specs += self._cache("past_key_values", "past", config)
+        if self.reads_encoder and config.add_cross_attention:
+            axes = ("batch", "encoder_sequence")
+            specs.append(TensorSpec(name="encoder_hidden_states", axes=(*axes, config.hidden_size)))
+            specs.append(_integers("encoder_attention_mask", axes, 2))
+        return tuple(specs)
+
+    def output_specs(self, config: Any) -> tuple[TensorSpec, ...]:
+        """The outputs for a config, in order; a model without a pooler lacks ``pooler_output``."""
+        sizes = {"hidden": config.hidden_size, "vocabulary": config.vocab_size, "labels": config.num_labels}
+        specs = [
+            spec.model_copy(update={"axes": tuple(sizes.get(str(axis), axis) for axis in spec.axes)})
+            for spec in self.outputs
+        ]
+        return (*specs, *(self._cache("present", "past + sequence", config) if self.has_cache else ()))
+
+    def _cache(self, prefix: str, axis: str, config: Any) -> list[TensorSpec]:
+        axes = ("batch", config.num_attention_heads, axis, config.head_size)
+        return [
+            TensorSpec(name=f"{prefix}.{layer}.{kind}", axes=axes)
+            for layer in range(config.num_hidden_layers)
+            for kind in CACHE_KINDS
+        ]
 
 
-HIDDEN = Output("last_hidden_state", ("batch", "sequence", "hidden"), is_scores=False)
-POOLED = Output("pooler_output", ("batch", "hidden"), is_scores=False)
+def _integers(name: str, axes: tuple[str, ...], limit: int) -> TensorSpec:
+    return TensorSpec(name=name, axes=axes, dtype="int64", limit=limit)
+
+
+def _scores(name: str, *axes: str) -> TensorSpec:
+    return TensorSpec(name=name, axes=axes, is_scores=True)
+
+
 TASKS: dict[TaskName, Task] = {
-    "feature-extraction": Task("feature-extraction", "Model", (HIDDEN, POOLED)),
-    "fill-mask": Task(
-        "fill-mask", "ForMaskedLM", (Output("logits", ("batch", "sequence", "vocabulary"), is_scores=True),)
-    ),
-    "text-classification": Task(
-        "text-classification", "ForSequenceClassification", (Output("logits", ("batch", "labels"), is_scores=True),)
-    ),
-    "token-classification": Task(
-        "token-classification",
-        "ForTokenClassification",
-        (Output("logits", ("batch", "sequence", "labels"), is_scores=True),),
-    ),
+    task.name: task
+    for task in (
+        Task(
+            "feature-extraction",
+            "Model",
+            (
+                TensorSpec(name="last_hidden_state", axes=("batch", "sequence", "hidden")),
+                TensorSpec(name="pooler_output", axes=("batch", "hidden")),
+            ),
+            reads_encoder=True,
+        ),
+        Task("fill-mask", "ForMaskedLM", (_scores("logits", "batch", "sequence", "vocabulary"),), reads_encoder=True),
+        Task(
+            "multiple-choice",
+            "ForMultipleChoice",
+            (_scores("logits", "batch", "choices"),),
+            token_axes=("batch", "choices", "sequence"),
+        ),
+        Task(
+            "question-answering",
+            "ForQuestionAnswering",
+            (_scores("start_logits", "batch", "sequence"), _scores("end_logits", "batch", "sequence")),
+        ),
+        Task("text-classification", "ForSequenceClassification", (_scores("logits", "batch", "labels"),)),
+        Task(
+            "text-generation",
+            "ForCausalLM",
+            (_scores("logits", "batch", "sequence", "vocabulary"),),
+            reads_encoder=True,
+            has_cache=True,
+        ),
+        Task("token-classification", "ForTokenClassification", (_scores("logits", "batch", "sequence", "labels"),)),
+    )
 }
-# Per family: how often each fusion pass must apply to a graph of this config. One norm more than two per layer: the
-# sum of embeddings (both families); RoBERTa-PreLayerNorm's first block norm has no sum, its last norm has.
+
+
+def norms(config: Any) -> int:
+    """Sums that end in a norm: two per layer, three with cross-attention, and one more.
+
+    The one is the sum of embeddings. RoBERTa-PreLayerNorm's first norm has no sum of its own, but its last one has.
+    """
+    return (3 if config.add_cross_attention else 2) * int(config.num_hidden_layers) + 1
+
+
+# Per family: how often each fusion pass must apply to a graph of this config.
 FUSIONS: dict[str, dict[str, Callable[[Any], int]]] = {
     "roformer": {
         "fuse_rotary": lambda config: config.num_hidden_layers * (3 if config.rotary_value else 2),
-        "fuse_residual_layer_norm": lambda config: 2 * config.num_hidden_layers + 1,
+        "fuse_residual_layer_norm": norms,
     },
-    "roberta-prelayernorm": {
-        "fuse_rotary": lambda _config: 0,
-        "fuse_residual_layer_norm": lambda config: 2 * config.num_hidden_layers + 1,
-    },
+    "roberta-prelayernorm": {"fuse_rotary": lambda _config: 0, "fuse_residual_layer_norm": norms},
 }
 
 
@@ -93,20 +196,13 @@ def find_task(config: Any, requested: str | None) -> Task:
         if architecture == FAMILY_PREFIX[config.model_type] + task.suffix:
             return task
     raise ConfigError(
-        f"config.json names the architecture {architecture!r}, for which there is no task yet. "
+        f"config.json names the architecture {architecture!r}, for which there is no task. "
         f"Choose one with --task: {', '.join(TASKS)}."
     )
 
 
-def input_names(config: Any) -> tuple[str, ...]:
-    """The inputs of every task, each (batch, sequence) int64.
-
-    A model with one segment type takes no ``token_type_ids``: there would be nothing to say.
-    """
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return names if config.type_vocab_size > 1 else names[:2]
-
-
-def expected_fusions(config: Any) -> dict[str, int]:
+def expected_fusions(config: Any, task: Task) -> dict[str, int]:
     """How often each fusion pass must apply, by its name."""
+    if config.add_cross_attention and not task.reads_encoder:
+        config = config.model_copy(update={"add_cross_attention": False})  # its layers are there, but nothing runs them
     return {name: count(config) for name, count in FUSIONS[config.model_type].items()}

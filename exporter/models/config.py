@@ -165,7 +165,7 @@ class RobertaPreLayerNormConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check_positions(self) -> RobertaPreLayerNormConfig:
-        if self.max_tokens < 1:
+        if self.max_tokens < 1 or self.max_position_embeddings <= self.pad_token_id:
             raise ValueError(
                 f"positions count from pad_token_id + 1, so max_position_embeddings must be above that; "
                 f"got max_position_embeddings={self.max_position_embeddings}, pad_token_id={self.pad_token_id}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from exporter.engines import Runner
@@ -65,37 +67,39 @@ def compare(
         score_outputs: Outputs whose largest entry is the prediction.
 
     Returns:
-        One result per output of the reference. An output that the engine lacks, or gives in another shape, has failed.
+        One result per output of the reference; those of a cache (``present.0.key``, …) are judged together. An output
+        that the engine lacks, or gives in another shape, has failed.
     """
     tolerance = TOLERANCES[precision]
     found = [(case.name, truth, runner.run(case.inputs)) for case, truth in reference]
-    results = []
+    groups: dict[str, list[str]] = {}
     for name in reference[0][1]:
+        groups.setdefault(name.partition(".")[0], []).append(name)
+    results = []
+    for group, names in groups.items():
         failures = [
-            f"{case}: expected {truth[name].shape}, got {outputs[name].shape if name in outputs else 'no output'}"
+            f"{case}: expected {name} {truth[name].shape}, "
+            f"got {outputs[name].shape if name in outputs else 'no such output'}"
             for case, truth, outputs in found
+            for name in names
             if name not in outputs or outputs[name].shape != truth[name].shape
         ]
         metrics, worst_case, compared = Metrics(finite=False), "", 0
         if not failures:
-            apart = {
-                case: float(np.nan_to_num(np.abs(truth[name] - outputs[name]), nan=np.inf).max())
-                for case, truth, outputs in found
-            }
-            worst_case = max(apart, key=lambda case: apart[case])
-            width = reference[0][1][name].shape[-1]
-            flat_truth = np.concatenate([truth[name].reshape(-1, width) for _, truth, _ in found])
-            flat_found = np.concatenate([outputs[name].reshape(-1, width) for _, _, outputs in found])
-            compared = flat_truth.size
+            pairs = [(case, truth[name], outputs[name]) for case, truth, outputs in found for name in names]
+            worst_case = max(pairs, key=lambda pair: _apart(pair[1], pair[2]))[0]
             metrics = measure(
-                flat_truth, flat_found, is_scores=name in score_outputs, clear_margin=tolerance.clear_margin
+                [(truth, array) for _, truth, array in pairs],
+                is_scores=group in score_outputs,
+                clear_margin=tolerance.clear_margin,
             )
+            compared = sum(truth.size for _, truth, _ in pairs)
             failures = tolerance.failures(metrics)
         results.append(
             OutputResult(
                 target=target,
                 precision=precision,
-                output=name,
+                output=group,
                 metrics=metrics,
                 worst_case=worst_case,
                 compared=compared,
@@ -103,3 +107,7 @@ def compare(
             )
         )
     return results
+
+
+def _apart(truth: NDArray[Any], found: NDArray[Any]) -> float:
+    return float(np.nan_to_num(np.abs(truth - found), nan=np.inf).max(initial=0.0))

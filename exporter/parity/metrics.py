@@ -1,8 +1,9 @@
-"""How far two arrays are apart, in the measures that people of the field read."""
+"""How far arrays are apart, in the measures that people of the field read."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,25 +38,28 @@ class Metrics(BaseModel):
 
 
 def measure(
-    reference: NDArray[np.floating],
-    candidate: NDArray[np.floating],
+    pairs: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
     *,
     is_scores: bool,
     clear_margin: float,
 ) -> Metrics:
-    """Compares two arrays of one shape.
+    """Compares arrays with their reference, all pairs together.
 
     Args:
-        reference: The truth.
-        candidate: What is judged.
+        pairs: The truth and what is judged, of one shape; shapes may differ from pair to pair.
         is_scores: Whether the last axis is one of scores, whose largest is the prediction.
         clear_margin: How far ahead, in standard deviations of the reference, its best entry must be to count as clear.
 
     Raises:
-        ValueError: If the shapes differ, or there is nothing to compare.
+        ValueError: If the shapes of a pair differ, or there is nothing to compare.
     """
-    if reference.shape != candidate.shape or not reference.size:
-        raise ValueError(f"cannot compare shapes {reference.shape} and {candidate.shape}")
+    for truth, found in pairs:
+        if truth.shape != found.shape:
+            raise ValueError(f"cannot compare shapes {truth.shape} and {found.shape}")
+    if not sum(truth.size for truth, _ in pairs):
+        raise ValueError("there is nothing to compare")
+    reference = np.concatenate([truth.ravel() for truth, _ in pairs])
+    candidate = np.concatenate([found.ravel() for _, found in pairs])
     if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
         return Metrics(finite=False)
     difference = np.abs(reference - candidate)
@@ -68,15 +72,25 @@ def measure(
         cosine=_dot(reference, candidate) / lengths if lengths else float(signal == power),
         sqnr_db=10.0 * math.log10(signal / noise) if noise and signal else (-300.0 if noise else None),
     )
-    if is_scores and reference.shape[-1] > 1:
-        same = reference.argmax(axis=-1) == candidate.argmax(axis=-1)
-        best_two = np.partition(reference, -2, axis=-1)[..., -2:]
-        clear = best_two[..., 1] - best_two[..., 0] > clear_margin * reference.std(dtype=np.float64)
-        metrics.top1_agreement_all = float(same.mean())
+    if is_scores:
+        margin = clear_margin * float(reference.std(dtype=np.float64))
+        same, clear = (np.concatenate(flags) for flags in zip(*(_top1(*pair, margin) for pair in pairs), strict=True))
+        metrics.top1_agreement_all = float(same.mean()) if same.size else None
         metrics.top1_agreement = float(same[clear].mean()) if clear.any() else None
     return metrics
 
 
+def _top1(
+    truth: NDArray[np.floating], found: NDArray[np.floating], margin: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """For each row of scores, whether the best entries agree, and whether the reference's is clear."""
+    if truth.shape[-1] < 2:  # one score is no choice
+        return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+    same = truth.argmax(axis=-1) == found.argmax(axis=-1)
+    best_two = np.partition(truth, -2, axis=-1)[..., -2:]
+    return same.ravel(), (best_two[..., 1] - best_two[..., 0] > margin).ravel()
+
+
 def _dot(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     """The inner product, summed in float64 without float64 copies: a vocabulary's logits are large."""
-    return float(np.einsum("i,i->", first.ravel(), second.ravel(), dtype=np.float64))
+    return float(np.einsum("i,i->", first, second, dtype=np.float64))

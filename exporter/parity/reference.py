@@ -15,22 +15,35 @@ from exporter.errors import BundleError
 from exporter.parity.cases import Case
 
 if TYPE_CHECKING:
-    from torch import nn
+    from exporter.trace import Interface
 
 __all__ = ["Reference", "compute_reference", "load_reference", "save_reference"]
 
 Reference = list[tuple[Case, Arrays]]
 
 
-def compute_reference(model: nn.Module, cases: Sequence[Case], outputs: Sequence[str]) -> Reference:
-    """Runs the PyTorch model, float32 and in evaluation mode, on every case."""
+def compute_reference(interface: Interface, cases: Sequence[Case]) -> Reference:
+    """Runs the PyTorch model, float32 and in evaluation mode, on every case.
+
+    A case that follows another one gets the cache that the model returned there, so that caches are real ones.
+    """
     import torch
 
     reference: Reference = []
+    found: dict[str, Arrays] = {}
     with torch.no_grad():
         for case in cases:
-            computed = model(**{name: torch.from_numpy(ids) for name, ids in case.inputs.items()})
-            reference.append((case, {name: getattr(computed, name).numpy() for name in outputs}))
+            if case.follows is not None:
+                cache = {
+                    name.replace("present.", "past_key_values."): array
+                    for name, array in found[case.follows].items()
+                    if name.startswith("present.")
+                }
+                case = Case(case.name, case.inputs | cache)
+            tensors = interface(*(torch.from_numpy(case.inputs[spec.name]) for spec in interface.inputs))
+            outputs = {spec.name: tensor.numpy() for spec, tensor in zip(interface.outputs, tensors, strict=True)}
+            found[case.name] = outputs
+            reference.append((case, outputs))
     return reference
 
 

@@ -481,9 +481,7 @@ def test_inspect_a_folder(exported: Path, form: str) -> None:
         "model": "tiny",
         "family": "roformer",
         "task": "text-classification",
-        "inputs": {
-            name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
-        },
+        "inputs": {name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")},
         "outputs": {"logits": ["batch", 3]},
         "positions": 20,
         "labels": ["bad", "fair", "good"],

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from exporter import Session, export, exporting, load_model, parity
+from exporter import Session, export, exporting, load_model, parity, validate
 from exporter.engines.onnxruntime import OnnxRuntime
 from exporter.errors import BundleError, CheckpointError, ConfigError, PassError, TokenizerError, UserError
 from exporter.files import sha256
 from exporter.manifest import FILE_NAME, Manifest, load_manifest
 from exporter.models import RoFormerForSequenceClassification, RoFormerModel
 from exporter.parity import ParityReport
+from exporter.trace import Interface
 from graph_passes import pipeline
+from tests.traced_models import MODELS, VARIANTS, TracedModel, make_model, trace_model
 
 PRECISIONS = ["fp32", "fp16", "int8"]
 quick_trace = pytest.mark.usefixtures("quick_trace")
@@ -92,12 +96,13 @@ def test_the_manifest_says_what_is_there(exported: Path, checkpoint: Path) -> No
         "name": "tiny",
         "family": "roformer",
         "task": "text-classification",
-        "inputs": ["input_ids", "attention_mask", "token_type_ids"],
-        "outputs": ["logits"],
-        "score_outputs": ["logits"],
-        "vocab_size": 41,
-        "type_vocab_size": 2,
+        "inputs": [
+            {"name": name, "axes": ("batch", "sequence"), "dtype": "int64", "limit": limit, "is_scores": False}
+            for name, limit in (("input_ids", 41), ("attention_mask", 2), ("token_type_ids", 2))
+        ],
+        "outputs": [{"name": "logits", "axes": ("batch", 3), "dtype": "float32", "limit": None, "is_scores": True}],
         "pad_token_id": 1,
+        "eos_token_ids": [],
         "max_tokens": 20,
         "labels": ["bad", "fair", "good"],
         "problem_type": None,
@@ -114,6 +119,118 @@ def test_each_model_is_portable_and_at_its_precision(exported: Path) -> None:
         assert {node.domain for node in portable.graph.node} <= {"", "rotary_press"}
         assert "rotary_press" not in {node.domain for node in lowered.graph.node}
         assert pipeline.passes_run_on(lowered)[3:] == [*expected, "lower_to_onnxruntime"]
+
+
+# every kind of task, tiny and random
+
+ALL_KINDS = [
+    "roformer-multiple-choice",
+    "roberta-prelayernorm-question-answering",
+    "roberta-prelayernorm-text-generation",
+    "roformer-with-cross-attention",
+    "roberta-prelayernorm-with-cross-attention",
+    "roberta-prelayernorm-with-relative-positions",
+    "roberta-prelayernorm-with-position-ids",
+    "roformer-with-few-positions",
+]
+
+
+@pytest.fixture(scope="module", params=ALL_KINDS)
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TracedModel, Path]:
+    """A traced model, and the export of its checkpoint, which takes that trace for its own."""
+    traced = trace_model(request.param)
+    recipe = (MODELS | VARIANTS)[traced.name]
+    place = tmp_path_factory.mktemp("kinds")
+    make_model(traced.name).save_pretrained(place / "in")
+
+    def stand_in(interface: Interface) -> onnx.ModelProto:
+        assert (interface.inputs, interface.outputs) == (traced.interface.inputs, traced.interface.outputs)
+        return traced.plain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "trace", stand_in)
+        export(place / "in", place / "out", position_ids=recipe.position_ids)
+    return traced, place / "out"
+
+
+def test_every_kind_passes_at_every_precision(kind: tuple[TracedModel, Path]) -> None:
+    traced, folder = kind
+    report = validate(folder)
+    assert report.passed, [failure for result in report.results for failure in result.failures]
+    outputs = dict.fromkeys(spec.name.partition(".")[0] for spec in traced.interface.outputs)
+    assert sorted((result.precision, result.output) for result in report.results) == sorted(
+        product(PRECISIONS, outputs)
+    )
+    has_cache = (MODELS | VARIANTS)[traced.name].task == "text-generation"
+    assert any(" after " in case for case in report.cases) == has_cache
+
+
+def test_the_manifest_of_every_kind_says_what_goes_in_and_comes_out(kind: tuple[TracedModel, Path]) -> None:
+    traced, folder = kind
+    manifest = load_manifest(folder, check_files=True)
+    assert manifest.task == (MODELS | VARIANTS)[traced.name].task
+    assert tuple(manifest.inputs) == traced.interface.inputs
+    assert tuple(manifest.outputs) == traced.interface.outputs
+    assert manifest.score_outputs == {
+        "question-answering": ["start_logits", "end_logits"],
+        "feature-extraction": [],
+    }.get(manifest.task, ["logits"])
+    assert manifest.max_tokens == traced.config.max_tokens
+    assert manifest.eos_token_ids == ([2] if manifest.family == "roberta-prelayernorm" else [])
+    for precision in PRECISIONS:
+        graph = onnx.load(folder / "engines" / f"onnxruntime-{precision}.onnx").graph
+        for values, specs in ((graph.input, manifest.inputs), (graph.output, manifest.outputs)):
+            assert [value.name for value in values] == [spec.name for spec in specs]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, []), (5, [5]), ([5, 0], [5, 0])])
+@quick_trace
+def test_every_token_that_ends_a_text_is_kept(source: Path, place: Path, given: Any, kept: list[int]) -> None:
+    export(labelled(source, eos_token_id=given), place / "out", precisions=["fp32"])
+    assert load_manifest(place / "out", check_files=False).eos_token_ids == kept
+
+
+def test_computed_positions_are_extended(checkpoint: Path, exported: Path, place: Path) -> None:
+    assert export(checkpoint, place / "out", max_position_embeddings=33, precisions=["fp32", "int8"]).passed
+    assert load_manifest(place / "out", check_files=True).max_tokens == 33
+    longest = {case.name: case for case, _ in parity.load_reference(place / "out" / "model" / "reference.safetensors")}
+    assert longest["the longest input"].inputs["input_ids"].shape == (1, 33)
+    session, before = Session(place / "out"), Session(exported)
+    ids = np.random.default_rng(0).integers(2, 41, (2, 33))
+    model = load_model(checkpoint, max_position_embeddings=33)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    # float32 twice, where only the order of sums differs.
+    np.testing.assert_allclose(session.run(ids)["logits"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        session.run(ids[:, :20])["logits"], before.run(ids[:, :20])["logits"], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("roberta-prelayernorm-token-classification", {"max_position_embeddings": 50}, "positions .* are learnt"),
+        ("roformer-token-classification", {"max_position_embeddings": 21}, "extended from 22 upwards; got 21"),
+        ("roformer-token-classification", {"position_ids": True}, "no table of learnt positions"),
+        (
+            "roberta-prelayernorm-with-relative-keys",
+            {"position_ids": True},
+            "this roberta-prelayernorm model has no table of learnt positions",
+        ),
+        ("roberta-prelayernorm-fill-mask", {"task": "text-generation"}, "needs a decoder, but .* is_decoder=false"),
+    ],
+)
+def test_what_does_not_fit_the_model_leaves_nothing(
+    place: Path, tmp_path: Path, name: str, options: Any, message: str
+) -> None:
+    make_model(name).save_pretrained(tmp_path / "in")
+    with pytest.raises(ConfigError, match=message):
+        export(tmp_path / "in", place / "new" / "out", **options)
+    assert tree(place) == {}
+
+
+# more of what an export holds
 
 
 @quick_trace
@@ -239,7 +356,7 @@ def damage(name: str, content: str | None) -> Callable[[Path], object]:
         (damage("config.json", None), CheckpointError),
         (damage("config.json", "{"), CheckpointError),
         (lambda folder: labelled(folder, model_type="bert"), ConfigError),
-        (lambda folder: labelled(folder, architectures=["RoFormerForMultipleChoice"]), ConfigError),
+        (lambda folder: labelled(folder, architectures=["RoFormerForPreTraining"]), ConfigError),
         (lambda folder: labelled(folder, num_hidden_layers=3), CheckpointError),
         (damage("vocab.txt", "[UNK]\n"), TokenizerError),
         (shutil.rmtree, CheckpointError),
@@ -331,7 +448,7 @@ def test_a_failure_keeps_the_earlier_export(
 def test_a_fusion_that_did_not_happen_is_an_error(
     checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "expected_fusions", lambda _config: {"fuse_rotary": 5})
+    monkeypatch.setattr(exporting, "expected_fusions", lambda _config, _task: {"fuse_rotary": 5})
     with pytest.raises(PassError, match="fuse_rotary applied 4 times, expected 5"):
         export(checkpoint, place / "out")
     assert tree(place) == {}

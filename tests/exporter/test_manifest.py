@@ -13,6 +13,7 @@ import pytest
 from exporter.errors import BundleError
 from exporter.files import sha256
 from exporter.manifest import FILE_NAME, RECORDED, Manifest, installed_versions, load_manifest
+from exporter.tasks import TensorSpec
 
 both_depths = pytest.mark.parametrize("check_files", [True, False])
 
@@ -29,12 +30,13 @@ def folder(tmp_path: Path) -> Path:
         name="tiny",
         family="roformer",
         task="fill-mask",
-        inputs=["input_ids"],
-        outputs=["logits"],
-        score_outputs=["logits"],
-        vocab_size=9,
-        type_vocab_size=1,
+        inputs=[TensorSpec(name="input_ids", axes=("batch", "sequence"), dtype="int64", limit=9)],
+        outputs=[
+            TensorSpec(name="hidden", axes=("batch", "sequence", 4)),
+            TensorSpec(name="logits", axes=("batch", "sequence", 9), is_scores=True),
+        ],
         pad_token_id=0,
+        eos_token_ids=[2, 3],
         max_tokens=5,
         labels=["a"],
         problem_type=None,
@@ -60,6 +62,8 @@ def test_a_whole_folder(folder: Path, check_files: bool) -> None:
     manifest = load_manifest(folder, check_files=check_files)
     assert manifest.model_dump(mode="json") == json.loads((folder / FILE_NAME).read_text())
     assert manifest.engines[0].file == "engines/a.onnx"
+    assert manifest.inputs[0].axes == ("batch", "sequence")
+    assert manifest.score_outputs == ["logits"]
 
 
 @both_depths
@@ -87,7 +91,15 @@ def test_malformed(folder: Path, content: bytes, check_files: bool) -> None:
         ({"task": "translation"}, "task"),
         ({"problem_type": "other"}, "problem_type"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"vocab_size": -1}, "vocab_size"),
+        ({"inputs": ["input_ids"]}, r"inputs\.0"),
+        ({"inputs": [{"name": "x", "axes": ["batch"], "dtype": "int8"}]}, r"inputs\.0\.dtype"),
+        ({"inputs": [{"name": "x", "axes": ["batch"], "limit": 0}]}, r"inputs\.0\.limit"),
+        ({"inputs": [{"name": "x", "axes": [None]}]}, r"inputs\.0\.axes\.0"),
+        ({"outputs": [{"name": "x", "axes": ["batch"], "x": 1}]}, r"outputs\.0\.x"),
+        ({"outputs": [{"axes": ["batch"]}]}, r"outputs\.0\.name"),
+        ({"vocab_size": 9}, "vocab_size"),  # of an earlier version
+        ({"eos_token_ids": [-1]}, r"eos_token_ids\.0"),
+        ({"eos_token_ids": None}, "eos_token_ids"),
         ({"pad_token_id": -1}, "pad_token_id"),
         ({"labels": None}, "labels"),
         ({"files": ["engines/a.onnx"]}, "files"),

@@ -133,7 +133,7 @@ def test_an_engine_with_another_output_fails(bundle: Path) -> None:
     sign_again(bundle, ENGINE)
     failures = [failure for result in validate(bundle).results for failure in result.failures]
     assert len(failures) == 7
-    assert all(failure.endswith("got no output") for failure in failures)
+    assert all(failure.endswith("got no such output") for failure in failures)
 
 
 def test_an_engine_with_other_inputs_is_no_engine_of_this_model(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiny traced models (each traced once per run), and ways to write, run and compare graphs."""
+"""Tiny traced models, and ways to write, run and compare graphs."""
 
 from __future__ import annotations
 
@@ -12,42 +12,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from exporter import models
-from exporter.tasks import FAMILY_PREFIX, TASKS, TaskName, expected_fusions
-from exporter.trace import trace
+from exporter.tasks import FAMILY_PREFIX, TASKS, expected_fusions
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
+from tests.traced_models import MODELS, TINY, trace_model
 
 Feeds = dict[str, NDArray[Any]]
-
-# No size that is a power of two or equals another: head size 6, and widths that show a transposed weight.
-TINY: dict[str, Any] = {
-    "vocab_size": 41,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "max_position_embeddings": 20,
-    "pad_token_id": 1,
-    "num_labels": 3,
-}
-# Every head of both families, with one layer where a second would show nothing new: tracing takes seconds.
-TRACED: dict[str, tuple[str, TaskName, dict[str, Any]]] = {
-    f"{family}-{task}": (family, task, {} if task == "fill-mask" else {"num_hidden_layers": 1})
-    for family in FAMILY_PREFIX
-    for task in TASKS
-} | {
-    "roformer-with-rotary-value-and-projection": (
-        "roformer",
-        "feature-extraction",
-        {"rotary_value": True, "embedding_size": 20},
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -59,22 +33,16 @@ class Traced:
     plain: ModelProto
     fused: ModelProto
     reports: dict[str, PassReport]
+    expected: dict[str, int]
 
 
 @functools.cache
 def trace_tiny(name: str) -> Traced:
-    family, task, options = TRACED[name]
-    torch.manual_seed(0)
-    model_class = getattr(models, FAMILY_PREFIX[family] + TASKS[task].suffix)
-    config = model_class.config_class(**TINY | options)
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # no bias stays zero and no gamma one
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    plain = trace(model, TASKS[task])
-    fused, reports = pipeline.fuse(plain, expected=expected_fusions(config))
+    known = trace_model(name)
+    expected = expected_fusions(known.config, TASKS[MODELS[name].task])
+    fused, reports = pipeline.fuse(known.plain, expected=expected)
     gc.freeze()
-    return Traced(name, config, plain, fused, {report.name: report for report in reports})
+    return Traced(name, known.config, known.plain, fused, {report.name: report for report in reports}, expected)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,9 +57,9 @@ def get_traced() -> Callable[[str], Traced]:
     return trace_tiny
 
 
-@pytest.fixture(params=TRACED, scope="session")
+@pytest.fixture(params=MODELS, scope="session")
 def traced(request: pytest.FixtureRequest) -> Traced:
-    """Every head of every family."""
+    """Every task of every family, and more."""
     return trace_tiny(request.param)
 
 
@@ -123,15 +91,18 @@ def make_feeds() -> Callable[..., Feeds]:
 
     def make(model: ModelProto, *, seed: int = 0, scale: float = 1.0, **sizes: int) -> Feeds:
         random = np.random.default_rng(seed)
-        known = {"batch": 2, "sequence": 5} | sizes
+        known = {"batch": 2, "choices": 3, "sequence": 5, "past": 2, "encoder_sequence": 4} | sizes
         feeds: Feeds = {}
         for value in model.graph.input:
             tensor = value.type.tensor_type
-            shape = [known[axis.dim_param] if axis.dim_param else axis.dim_value for axis in tensor.shape.dim]
+            shape = [
+                sum(known[part] for part in axis.dim_param.split(" + ")) if axis.dim_param else axis.dim_value
+                for axis in tensor.shape.dim
+            ]
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            if value.name == "attention_mask":
-                lengths = random.integers(1, shape[1] + 1, (shape[0], 1))
-                feeds[value.name] = (np.arange(shape[1]) < lengths).astype(dtype)
+            if value.name.endswith("attention_mask"):
+                lengths = random.integers(1, shape[-1] + 1, (*shape[:-1], 1))
+                feeds[value.name] = (np.arange(shape[-1]) < lengths).astype(dtype)
             elif np.issubdtype(dtype, np.integer):
                 below = 2 if value.name == "token_type_ids" else TINY["vocab_size"]
                 feeds[value.name] = random.integers(0, below, shape, dtype=dtype)
@@ -178,11 +149,16 @@ def assert_equal(
     run: Callable[[ModelProto, Feeds], Feeds], make_feeds: Callable[..., Feeds]
 ) -> Callable[[ModelProto, ModelProto], None]:
     """``assert_equal(before, after)``: same outputs, in name, order and value, at three sizes."""
+    sizes = [
+        {"batch": 2, "sequence": 5},
+        {"batch": 1, "sequence": 1, "choices": 1, "past": 0, "encoder_sequence": 1},
+        {"batch": 3, "sequence": 13, "choices": 2, "past": 7},
+    ]
 
     def check(before: ModelProto, after: ModelProto, atol: float = 1e-5) -> None:
         assert [value.name for value in before.graph.input] == [value.name for value in after.graph.input]
-        for seed, (batch, sequence) in enumerate([(2, 5), (1, 1), (3, 13)]):
-            feeds = make_feeds(before, seed=seed, batch=batch, sequence=sequence)
+        for seed, known in enumerate(sizes):
+            feeds = make_feeds(before, seed=seed, **known)
             expected, found = run(before, feeds), run(after, feeds)
             assert list(found) == list(expected)
             for name, array in expected.items():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 from onnx import ModelProto
 
-from exporter.tasks import expected_fusions
 from graph_passes import fuse_rotary, pipeline
 from graph_passes.graph_pass import PassReport
 
@@ -311,7 +310,7 @@ def test_a_second_run_changes_nothing(rewrite: Rewrite) -> None:
 
 def test_real_models_fuse_as_often_as_promised(traced: Traced, assert_equal: AssertEqual) -> None:
     report = traced.reports["fuse_rotary"]
-    expected = expected_fusions(traced.config)["fuse_rotary"]
+    expected = traced.expected["fuse_rotary"]
     fused = [node for node in traced.fused.graph.node if node.op_type == "InterleavedRotary"]
     assert report.count == len(fused) == expected
     assert report.near_misses == ()

@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from exporter.tasks import expected_fusions
 from graph_passes import fuse_residual_layer_norm, fuse_rotary, pipeline, prepare
 from graph_passes.equivalence import CANNOT_RUN
 from graph_passes.errors import PassError
@@ -299,7 +298,7 @@ def test_fused_graphs_are_as_recorded(
 ) -> None:
     """``pytest --update-golden`` records them anew; look at the difference before it is committed."""
     found = interface_of(traced.fused) | {
-        "fusions": expected_fusions(traced.config),
+        "fusions": traced.expected,
         "ops": dict(sorted(Counter(node.op_type for node in traced.fused.graph.node).items())),
         "functions": sorted(function.name for function in traced.fused.functions),
     }

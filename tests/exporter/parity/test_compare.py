@@ -14,17 +14,25 @@ from exporter.parity import TOLERANCES, Case, OutputResult, ParityReport, Refere
 
 RANDOM = np.random.default_rng(0)
 SHAPES = {"first": (1, 4), "second": (3, 2), "third": (2, 5)}
+OUTPUTS = ["hidden", "logits", "start_logits", "present"]
+CACHE = [f"present.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
 
 
 def made_up() -> Reference:
-    """Three cases; ``hidden`` (B, S, 6) and ``logits`` (B, 3), whose first entry always leads clearly."""
+    """Three cases; ``hidden`` (B, S, 6), ``logits`` (B, 3), whose first entry always leads clearly, ``start_logits``
+
+    (B, S), whose last one does, and the cache of two layers, (B, 2, S, 3) each.
+    """
     reference: Reference = []
     for name, shape in SHAPES.items():
         logits = RANDOM.uniform(-1.0, 1.0, (shape[0], 3)).astype(np.float32)
         logits[:, 0] += 4.0
         hidden = RANDOM.standard_normal((*shape, 6)).astype(np.float32)
+        start = RANDOM.uniform(-1.0, 1.0, shape).astype(np.float32)
+        start[:, -1] += 4.0
+        cache = {key: RANDOM.standard_normal((shape[0], 2, shape[1], 3)).astype(np.float32) for key in CACHE}
         case = Case(name, {"input_ids": RANDOM.integers(0, 9, shape)})
-        reference.append((case, {"hidden": hidden, "logits": logits}))
+        reference.append((case, {"hidden": hidden, "logits": logits, "start_logits": start} | cache))
     return reference
 
 
@@ -47,7 +55,7 @@ class Answers(Runner):
 
 
 def judged(runner: Runner, precision: str = "fp32") -> dict[str, OutputResult]:
-    results = compare(runner, REFERENCE, target="fake", precision=precision, score_outputs=["logits"])
+    results = compare(runner, REFERENCE, target="fake", precision=precision, score_outputs=["logits", "start_logits"])
     assert {(result.target, result.precision) for result in results} == {("fake", precision)}
     return {result.output: result for result in results}
 
@@ -56,26 +64,79 @@ def test_the_truth_itself_passes() -> None:
     runner = Answers()
     results = judged(runner)
     assert runner.asked == list(SHAPES)
-    assert list(results) == ["hidden", "logits"]
+    assert list(results) == OUTPUTS
     for result in results.values():
         assert result.passed
         assert (result.metrics.max_abs, result.metrics.sqnr_db) == (0.0, None)
     assert results["hidden"].compared == 6 * (4 + 6 + 10)
     assert results["logits"].compared == 3 * (1 + 3 + 2)
-    assert results["logits"].metrics.top1_agreement == 1.0
-    assert results["hidden"].metrics.top1_agreement is None
+    assert results["start_logits"].compared == 4 + 6 + 10
+    assert results["present"].compared == 4 * 6 * (4 + 6 + 10)
+    assert {name: result.metrics.top1_agreement for name, result in results.items()} == {
+        "hidden": None,
+        "logits": 1.0,
+        "start_logits": 1.0,
+        "present": None,
+    }
 
 
 @pytest.mark.parametrize("case", SHAPES)
-@pytest.mark.parametrize("output", ["hidden", "logits"])
+@pytest.mark.parametrize("output", ["hidden", "logits", "start_logits", "present.0.key", "present.1.value"])
 def test_a_missing_output(case: str, output: str) -> None:
     results = judged(Answers(lambda name, outputs: outputs.pop(output) if name == case else None))
-    assert not results[output].passed
-    [failure] = results[output].failures
-    assert failure.startswith(f"{case}: expected ")
-    assert failure.endswith("got no output")
-    assert results[output].compared == 0
-    assert all(result.passed for name, result in results.items() if name != output)
+    group = output.partition(".")[0]
+    assert not results[group].passed
+    [failure] = results[group].failures
+    assert failure.startswith(f"{case}: expected {output} (")
+    assert failure.endswith("got no such output")
+    assert results[group].compared == 0
+    assert all(result.passed for name, result in results.items() if name != group)
+
+
+def test_a_cache_of_another_length() -> None:
+    """What an engine without a past would give: the new tokens alone."""
+    results = judged(
+        Answers(lambda _name, outputs: outputs.update({"present.1.key": outputs["present.1.key"][:, :, 1:]}))
+    )
+    assert results["present"].failures == [
+        f"{name}: expected present.1.key {(rows, 2, length, 3)}, got {(rows, 2, length - 1, 3)}"
+        for name, (rows, length) in SHAPES.items()
+    ]
+
+
+@pytest.mark.parametrize("output", CACHE)
+def test_one_wrong_tensor_of_the_cache(output: str) -> None:
+    def change(name: str, outputs: Arrays) -> None:
+        if name == "third":
+            outputs[output][1, 0, 4] += 0.01
+
+    results = judged(Answers(change))
+    assert not results["present"].passed
+    assert results["present"].worst_case == "third"
+    assert results["present"].metrics.max_abs == pytest.approx(0.01, rel=1e-3)
+    assert all(result.passed for name, result in results.items() if name != "present")
+
+
+def test_layers_in_another_order_fail() -> None:
+    def change(_name: str, outputs: Arrays) -> None:
+        outputs["present.0.key"], outputs["present.1.key"] = outputs["present.1.key"], outputs["present.0.key"]
+
+    assert not judged(Answers(change))["present"].passed
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("case", SHAPES)
+def test_one_wrong_row_among_rows_of_other_widths(precision: str, case: str) -> None:
+    """Its scores are over the tokens, so every case has a width of its own."""
+
+    def change(name: str, outputs: Arrays) -> None:
+        if name == case:
+            outputs["start_logits"][0] = outputs["start_logits"][0, ::-1]
+
+    result = judged(Answers(change), precision)["start_logits"]
+    assert result.worst_case == case
+    assert result.metrics.top1_agreement == pytest.approx(5 / 6)
+    assert any(failure.startswith("top-1 agreement 0.8333") for failure in result.failures)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +152,17 @@ def test_a_wrong_shape(reshape: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_number_that_is_not_finite(precision: str, bad: float) -> None:
+@pytest.mark.parametrize("output", ["hidden", "start_logits", "present.1.key"])
+def test_one_number_that_is_not_finite(output: str, precision: str, bad: float) -> None:
     def change(name: str, outputs: Arrays) -> None:
         if name == "second":
-            outputs["hidden"][1, 1, 3] = bad
+            outputs[output][(1, 0) if output == "start_logits" else (1, 1, 1)] = bad
 
     results = judged(Answers(change), precision)
-    assert results["hidden"].failures == ["NaN or infinity"]
-    assert results["hidden"].worst_case == "second"
-    assert results["logits"].passed
+    group = output.partition(".")[0]
+    assert results[group].failures == ["NaN or infinity"]
+    assert results[group].worst_case == "second"
+    assert all(result.passed for name, result in results.items() if name != group)
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)

@@ -18,8 +18,7 @@ Floats = NDArray[np.float64]
 
 def compared(reference: Any, candidate: Any, *, is_scores: bool = False, clear_margin: float = 0.0) -> Metrics:
     return measure(
-        np.asarray(reference, np.float32),
-        np.asarray(candidate, np.float32),
+        [(np.asarray(reference, np.float32), np.asarray(candidate, np.float32))],
         is_scores=is_scores,
         clear_margin=clear_margin,
     )
@@ -67,7 +66,7 @@ def test_noise_of_a_known_size(decibels: int) -> None:
     signal = random.standard_normal((50, 8))
     noise = random.standard_normal(signal.shape)
     noise *= np.linalg.norm(signal) / np.linalg.norm(noise) * 10 ** (-decibels / 20)
-    metrics = measure(signal, signal + noise, is_scores=False, clear_margin=0.0)
+    metrics = measure([(signal, signal + noise)], is_scores=False, clear_margin=0.0)
     assert metrics.sqnr_db == pytest.approx(decibels, abs=1e-6)
 
 
@@ -76,7 +75,7 @@ def test_sums_are_taken_in_float64() -> None:
     reference = np.full(5000, 1000.0, np.float16)
     candidate = reference.copy()
     candidate[0] = 1001.0
-    metrics = measure(reference, candidate, is_scores=False, clear_margin=0.0)
+    metrics = measure([(reference, candidate)], is_scores=False, clear_margin=0.0)
     assert metrics.sqnr_db == pytest.approx(10 * np.log10(5000 * 1e6))
     assert metrics.mean_abs == pytest.approx(1 / 5000)
 
@@ -89,11 +88,71 @@ def test_what_is_not_finite_is_never_measured(bad: float, in_reference: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("reference", "candidate"), [((2, 3), (3, 2)), ((2, 3), (2, 3, 1)), ((6,), (2, 3)), ((1, 3), (2, 3)), ((0,), (0,))]
+    ("reference", "candidate"), [((2, 3), (3, 2)), ((2, 3), (2, 3, 1)), ((6,), (2, 3)), ((1, 3), (2, 3))]
 )
 def test_shapes_that_cannot_be_compared(reference: tuple[int, ...], candidate: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot compare shapes"):
         compared(np.ones(reference), np.ones(candidate))
+
+
+@pytest.mark.parametrize("shapes", [[], [(0,)], [(0, 3), (2, 0)]])
+@pytest.mark.parametrize("is_scores", [True, False])
+def test_nothing_to_compare(shapes: list[tuple[int, ...]], is_scores: bool) -> None:
+    empty = [(np.zeros(shape), np.zeros(shape)) for shape in shapes]
+    with pytest.raises(ValueError, match="there is nothing to compare"):
+        measure(empty, is_scores=is_scores, clear_margin=0.0)
+
+
+# several pairs
+
+
+def test_pairs_are_measured_together() -> None:
+    one, other = ([[3, 4], [0, 0]], [[3, 3], [0, 0]]), ([10.0, -2.0, 1.0], [10.0, 2.0, 1.0])
+    together = measure(
+        [(np.array(truth, float), np.array(found, float)) for truth, found in (one, other)],
+        is_scores=False,
+        clear_margin=0.0,
+    )
+    flat = compared([3, 4, 0, 0, 10, -2, 1], [3, 3, 0, 0, 10, 2, 1])
+    assert together == flat
+    assert (flat.max_abs, flat.scaled_max_abs) == (4.0, 0.4)
+    assert flat.mean_abs == pytest.approx(5 / 7)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_number_in_any_pair(bad: float, where: int) -> None:
+    arrays_of = [np.ones((2, 2)), np.ones(3)]
+    found = [array.copy() for array in arrays_of]
+    found[where].flat[1] = bad
+    metrics = measure(list(zip(arrays_of, found, strict=True)), is_scores=True, clear_margin=0.0)
+    assert metrics == Metrics(finite=False)
+
+
+def test_any_pair_of_other_shapes_is_refused() -> None:
+    fine = (np.ones(3), np.ones(3))
+    with pytest.raises(ValueError, match=r"cannot compare shapes \(2, 3\) and \(3, 2\)"):
+        measure([fine, (np.ones((2, 3)), np.ones((3, 2)))], is_scores=False, clear_margin=0.0)
+
+
+def test_top1_over_rows_of_different_widths() -> None:
+    """Three rows, of two, four and four scores; a pair of one score each is no choice, and does not count."""
+    truth = [np.array([[0.0, 5.0]]), np.array([[5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]]), np.array([[7.0]])]
+    found = [array.copy() for array in truth]
+    found[1][1] = [0.0, 5.0, 0.0, 0.0]
+    metrics = measure(list(zip(truth, found, strict=True)), is_scores=True, clear_margin=0.0)
+    assert metrics.top1_agreement == metrics.top1_agreement_all == pytest.approx(2 / 3)
+    alone = measure([(truth[2], found[2])], is_scores=True, clear_margin=0.0)
+    assert (alone.top1_agreement, alone.top1_agreement_all) == (None, None)
+
+
+def test_the_margin_is_of_all_pairs_together() -> None:
+    """A lead of 1 is clear among scores as small as itself, and a tie beside scores of hundreds."""
+    close = (np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    loud = (np.array([[-300.0, 300.0]]), np.array([[-300.0, 300.0]]))
+    assert measure([close], is_scores=True, clear_margin=1.0).top1_agreement == 0.0
+    together = measure([close, loud], is_scores=True, clear_margin=1.0)
+    assert (together.top1_agreement, together.top1_agreement_all) == (1.0, 0.5)
 
 
 # top-1: the standard deviation of these scores is close to 1, so the margins read as differences
