@@ -23,7 +23,7 @@ from benchmarks.results import record
 from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoFormerConfig, RoFormerModel
 from exporter.bench import interleaved_medians
 from exporter.engines import get_engine
-from exporter.exporting import save_onnx
+from exporter.onnx_files import save_onnx
 from exporter.tasks import TASKS
 from exporter.trace import Interface, trace
 from graph_passes import pipeline

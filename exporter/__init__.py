@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporter.exporting import export, load_model
+    from exporter.fusing import fuse
     from exporter.generation import Sampling
     from exporter.models import (
         RobertaPreLayerNormConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "Sampling",
     "Session",
     "export",
+    "fuse",
     "load_model",
     "load_tokenizer",
     "validate",
@@ -69,6 +71,7 @@ _HOMES = {
     "Sampling": "exporter.generation",
     "Session": "exporter.session",
     "export": "exporter.exporting",
+    "fuse": "exporter.fusing",
     "load_model": "exporter.exporting",
     "load_tokenizer": "exporter.tokenization",
     "validate": "exporter.validation",

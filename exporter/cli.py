@@ -108,6 +108,36 @@ def export_verb(
     return print_report(report, json_output, f"Wrote {destination}")
 
 
+@app.command("fuse")
+@reported
+def fuse_verb(
+    source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A float32 graph, from any exporter.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    lowering: Annotated[
+        str, typer.Option(help="portable (custom ops with function bodies) or onnxruntime.")
+    ] = "portable",
+    require_fused: Annotated[
+        bool, typer.Option("--require-fused", help="Fail, and write nothing, if nothing fuses.")
+    ] = False,
+    json_output: Json = False,
+) -> int:
+    """Fuse what a graph holds, each rewrite proved on the graph itself, and say what fused and what nearly did."""
+    from exporter import fuse
+
+    with stages(quiet=json_output) as progress:
+        report = fuse(source, destination, lowering=lowering, require_fused=require_fused, progress=progress)
+    if json_output:
+        print_json(report.model_dump())
+        return 0
+    for entry in report.passes:
+        measured = "" if entry.max_abs_difference is None else f"  (largest difference {entry.max_abs_difference:.1e})"
+        out.print(f"{entry.count:>6}  {entry.name}{measured}")
+        for miss in entry.near_misses:
+            out.print(f"{'left':>6}  {miss.node}: {miss.reason}")
+    out.print(f"Wrote {destination}")
+    return 0
+
+
 @app.command("validate")
 @reported
 def validate_verb(
@@ -258,22 +288,13 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
 def inspect_graph(path: Path) -> dict[str, Any]:
     """The facts of an ONNX file: interface, passes it went through, custom ops, and how often each op occurs."""
     try:
-        import onnx
-        from google.protobuf.message import DecodeError
-
+        from exporter.onnx_files import read_onnx
         from graph_passes.pipeline import passes_run_on
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"Inspecting a graph needs {error.name}, which is not installed: pip install 'rotary-press[export]'."
         ) from error
-    if not path.is_file():
-        raise UserError(f"There is neither a folder nor a file at {path}.")
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
-    except DecodeError as error:
-        raise UserError(f"{path} is not an ONNX model: it cannot be decoded ({error}).") from error
-    if not model.opset_import:
-        raise UserError(f"{path} is not an ONNX model: it names no opset.")
+    model = read_onnx(path)
 
     def interface(values: Any) -> dict[str, list[Any]]:
         return {

@@ -16,6 +16,7 @@ from exporter.errors import UserError
 from exporter.files import new_folder, sha256
 from exporter.manifest import FILE_NAME, EngineEntry, FusionEntry, Manifest, installed_versions
 from exporter.models.checkpoint import PreTrainedModel, weights_file
+from exporter.onnx_files import save_onnx
 from exporter.parity import ParityReport
 from exporter.tasks import FAMILY_PREFIX, Task, expected_fusions, find_task
 from exporter.tokenization import load_tokenizer
@@ -25,8 +26,6 @@ from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
 
 __all__ = ["export", "load_model"]
-
-EXTERNAL_DATA_ABOVE = 1 << 30  # bytes; a protobuf file ends at 2 GiB
 
 
 def load_model(
@@ -162,15 +161,6 @@ def export(
 
         progress("checking parity")
         return validate(staging, progress=progress)
-
-
-def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model; the weights of a large one go to ``<name>.data`` beside it."""
-    if model.ByteSize() > EXTERNAL_DATA_ABOVE:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
-        onnx.load_external_data_for_model(model, str(path.parent))  # saving took the weights out of the model
-    else:
-        onnx.save(model, path)
 
 
 def _load(folder: Path, task: Task, config: Any, max_position_embeddings: int | None) -> PreTrainedModel[Any]:

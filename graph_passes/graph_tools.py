@@ -6,6 +6,7 @@ with ``cleanup()``, and weights stay lazy: a pass that does not touch them never
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from plugins.contract import DOMAIN
 from plugins.ops import OPS
 
 __all__ = [
+    "LARGE",
+    "MINIMUM_OPSET",
     "constant_value",
+    "detach",
     "export_model",
     "import_model",
     "is_fused",
@@ -28,8 +32,10 @@ __all__ = [
     "skeleton",
     "tensor_shape",
     "unique_name",
+    "with_weights_as_inputs",
 ]
 
+MINIMUM_OPSET = 17  # the oldest with LayerNormalization, which the function bodies of our ops use
 LARGE = 1024  # elements; a larger constant is a weight, whose values no checker needs
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 ort.set_default_logger_severity(3)  # folding runs small sessions, whose advice is not for the user
@@ -39,8 +45,13 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
     """Opens a model for editing. The bodies of our own ops are put aside: :func:`export_model` writes them again.
 
     Raises:
-        PassError: If the model carries local functions that are not ours.
+        PassError: If the model carries local functions that are not ours, or is too old for the bodies of ours.
     """
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), MINIMUM_OPSET)
+    if opset < MINIMUM_OPSET:
+        raise PassError(
+            f"The model is of opset {opset}: bring it to {MINIMUM_OPSET} or later (onnx.version_converter)."
+        )
     foreign = [f"{function.domain}::{function.name}" for function in model.functions if function.domain != DOMAIN]
     if foreign:
         raise PassError(f"The model has local functions {foreign}: inline them first (onnx.inliner).")
@@ -54,22 +65,38 @@ def export_model(graph: gs.Graph) -> onnx.ModelProto:
     """Closes a graph into a model, with a function body for every custom op in use."""
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     used = {node.op for node in graph.nodes if node.domain == DOMAIN}
-    model.functions.extend(op.function_body() for name, op in OPS.items() if name in used)
+    for name in OPS.keys() & used:
+        body = OPS[name].function_body()
+        body.opset_import[0].version = graph.opset  # a model has one version of each set, its functions included
+        model.functions.append(body)
     model.ir_version = 10
     return model
 
 
+def with_weights_as_inputs(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """The model with every weight turned into an input, and the weights by name, in the memory in which they stand.
+
+    What is still in its file's form is read once, and kept in the graph for the next time.
+    """
+    weights = {tensor.name: tensor.values for node in graph.nodes for tensor in node.inputs if _is_weight(tensor)}
+    return skeleton(graph), weights
+
+
 def skeleton(graph: gs.Graph) -> onnx.ModelProto:
-    """The model with every weight turned into an input: what a checker needs, at no cost in memory."""
+    """The model with inputs in place of its weights, which are not read: what a checker needs, at no cost in memory."""
     bare = graph.copy()
-    weights: dict[str, gs.Variable] = {}
+    inputs: dict[str, gs.Variable] = {}
     for node in bare.nodes:
         for slot, tensor in enumerate(node.inputs):
-            if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) > LARGE:
-                weights.setdefault(tensor.name, gs.Variable(tensor.name, tensor.dtype, tensor.shape))
-                node.inputs[slot] = weights[tensor.name]
-    bare.inputs = [*bare.inputs, *weights.values()]
+            if _is_weight(tensor):
+                inputs.setdefault(tensor.name, gs.Variable(tensor.name, tensor.dtype, tensor.shape))
+                node.inputs[slot] = inputs[tensor.name]
+    bare.inputs = [*bare.inputs, *inputs.values()]
     return export_model(bare)
+
+
+def _is_weight(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) > LARGE
 
 
 def producer(tensor: gs.Tensor, *ops: str) -> gs.Node | None:
@@ -107,6 +134,13 @@ def unique_name(graph: gs.Graph, stem: str) -> str:
     while (name := f"{stem}_{number}") in taken:
         number += 1
     return name
+
+
+def detach(nodes: Iterable[gs.Node]) -> None:
+    """Takes nodes off their tensors, so that nothing in the graph reads or is made by them."""
+    for node in nodes:
+        node.inputs.clear()
+        node.outputs.clear()
 
 
 def replace(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:

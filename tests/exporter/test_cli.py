@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
@@ -26,6 +27,14 @@ from exporter.parity import ParityReport
 ROOT = Path(__file__).parents[2]
 quick_trace = pytest.mark.usefixtures("quick_trace")
 in_both_forms = pytest.mark.parametrize("form", ["text", "json"])
+
+
+NORM = """
+<ir_version: 10, opset_import: ["" : 20]>
+plain (float[batch, sequence, 4] x) => (float[batch, sequence, 4] y)
+<float[4] scale = {1.0, 2.0, 3.0, 4.0}>
+{ [norm] y = LayerNormalization (x, scale) }
+"""
 
 
 def press(*arguments: object) -> Result:
@@ -267,7 +276,7 @@ def check_message(result: Result, form: str, error: str, message: str) -> None:
         lines = result.stderr.splitlines()
         assert lines[-1].startswith("error: ")
         assert message in lines[-1]
-        stages = ("loading the checkpoint", "checking onnxruntime ")
+        stages = ("loading the checkpoint", "checking onnxruntime ", "reading the graph")
         assert all(line.startswith(stages) for line in lines[:-1]), "one message, after the stages that were reached"
 
 
@@ -303,6 +312,8 @@ def test_an_export_that_cannot_be(
         (["run", "OUT", "a", "--max-new-tokens", "3"], "UserError", "generating needs text-generation"),
         (["validate", "PLACE"], "BundleError", "has no manifest.json"),
         (["validate", "OUT", "--report", "PLACE/taken/below"], "BundleError", "Cannot write"),
+        (["fuse", "PLACE/taken", "PLACE/fused.onnx"], "UserError", "taken is not an ONNX model: it cannot be decoded"),
+        (["fuse", "PLACE/absent", "PLACE/fused.onnx"], "UserError", "There is neither a folder nor a file at"),
         (["inspect", "PLACE"], "BundleError", "has no manifest.json"),
         (["inspect", "PLACE/absent"], "UserError", "There is neither a folder nor a file at"),
         (["inspect", "PLACE/taken"], "UserError", "taken is not an ONNX model: it cannot be decoded"),
@@ -331,7 +342,50 @@ def test_usage_errors(arguments: list[str]) -> None:
     assert "Usage: " in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["export", "validate", "run", "inspect", "doctor"])
+@in_both_forms
+def test_fuse(traced: onnx.ModelProto, place: Path, form: str) -> None:
+    onnx.save(traced, place / "plain.onnx")
+    options = ["--lowering", "onnxruntime", "--require-fused", *(["--json"] if form == "json" else [])]
+    result = press("fuse", place / "plain.onnx", place / "fused.onnx", *options)
+    assert result.exit_code == 0
+    assert (place / "fused.onnx").is_file()
+    if form == "json":
+        report = document(result)
+        assert report["lowering"] == "onnxruntime"
+        assert [(entry["name"], entry["count"]) for entry in report["passes"]] == [
+            ("fuse_rotary", 4),
+            ("fuse_residual_layer_norm", 5),
+        ]
+        return
+    assert result.stderr.splitlines() == ["reading the graph", "fusing", "lowering to onnxruntime"]
+    rotary, norm, written = result.stdout.splitlines()
+    assert rotary.startswith("     4  fuse_rotary  (largest difference ")
+    assert norm.startswith("     5  fuse_residual_layer_norm  (largest difference ")
+    assert written == f"Wrote {place / 'fused.onnx'}"
+
+
+def test_fuse_shows_what_nearly_fused(place: Path) -> None:
+    onnx.save(onnx.parser.parse_model(NORM), place / "plain.onnx")
+    result = press("fuse", place / "plain.onnx", place / "fused.onnx")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:3] == [
+        "     0  fuse_rotary",
+        "     0  fuse_residual_layer_norm",
+        "  left  norm: its input is no sum: it comes from outside of the graph",
+    ]
+
+
+def test_nothing_fused_where_it_was_required(place: Path) -> None:
+    onnx.save(onnx.parser.parse_model(NORM), place / "plain.onnx")
+    before = tree(place)
+    result = press("fuse", place / "plain.onnx", place / "fused.onnx", "--require-fused")
+    assert result.exit_code == 1
+    assert "Nothing in" in result.stderr
+    assert "norm: its input is no sum" in result.stderr
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize("verb", ["export", "fuse", "validate", "run", "inspect", "doctor"])
 def test_help(verb: str) -> None:
     overview, details = press("--help"), press(verb, "--help")
     assert overview.exit_code == details.exit_code == 0

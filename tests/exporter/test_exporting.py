@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from exporter import Session, export, exporting, load_model, parity, validate
+from exporter import Session, export, exporting, load_model, onnx_files, parity, validate
 from exporter.engines.onnxruntime import OnnxRuntime
 from exporter.errors import BundleError, CheckpointError, ConfigError, PassError, TokenizerError, UserError
 from exporter.files import sha256
@@ -288,7 +288,7 @@ def test_what_the_checkpoint_lacks_and_how_it_names_its_labels_is_kept(source: P
 def test_large_models_keep_their_weights_beside_them(
     source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "EXTERNAL_DATA_ABOVE", 0)
+    monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_ABOVE", 0)
     assert export(source, place / "out").passed
     manifest = load_manifest(place / "out", check_files=True)
     for engine in manifest.engines:
@@ -464,17 +464,3 @@ def test_a_model_is_loaded_as_the_class_of_its_task(checkpoint: Path) -> None:
         load_model(checkpoint, "translation")
     with pytest.raises(CheckpointError, match="No checkpoint folder at"):
         load_model(checkpoint / "absent")
-
-
-@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["beside", "inside"])
-def test_saving_a_model_does_not_change_it(
-    tmp_path: Path, traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
-    monkeypatch.setattr(exporting, "EXTERNAL_DATA_ABOVE", limit)
-    model = onnx.ModelProto()
-    model.CopyFrom(traced)
-    exporting.save_onnx(model, tmp_path / "model.onnx")
-    assert (tmp_path / "model.onnx.data").exists() == (limit == 0)
-    for loaded in (model, onnx.load(tmp_path / "model.onnx")):
-        for kept, found in zip(traced.graph.initializer, loaded.graph.initializer, strict=True):
-            np.testing.assert_array_equal(onnx.numpy_helper.to_array(found), onnx.numpy_helper.to_array(kept))

@@ -11,7 +11,15 @@ import pytest
 from onnx import ModelProto, checker, numpy_helper
 
 from graph_passes import graph_tools
-from graph_passes.graph_tools import export_model, import_model, replace, skeleton, unique_name
+from graph_passes.graph_tools import (
+    detach,
+    export_model,
+    import_model,
+    replace,
+    skeleton,
+    unique_name,
+    with_weights_as_inputs,
+)
 
 if TYPE_CHECKING:
     from tests.graph_passes.conftest import Traced
@@ -29,6 +37,14 @@ small (float[batch, 4] x) => (float[batch, 4] y, float[batch, 4] z)
     z = Sub (y, m)
 }
 """
+
+
+def large(rewrite: Rewrite) -> gs.Graph:
+    """With a weight of 300 rows."""
+    model = rewrite(TEXT)
+    values = np.arange(1200, dtype=np.float32).reshape(300, 4)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+    return import_model(model)
 
 
 @pytest.fixture
@@ -66,6 +82,41 @@ def test_a_skeleton_has_no_weights_but_their_names_and_shapes(masked_lm: Traced)
         assert kind.elem_type == weights[name].data_type
     assert [list(node.input) for node in bare.graph.node] == [list(node.input) for node in before.graph.node]
     assert export_model(graph) == before, "the graph itself stays whole"
+
+
+def test_a_skeleton_reads_no_weight(rewrite: Rewrite) -> None:
+    """They stay in the form in which the file holds them: reading is a copy."""
+    graph = large(rewrite)
+    skeleton(graph)
+    assert isinstance(graph.tensors()["w"]._values, gs.ir.tensor.LazyValues)
+
+
+def test_weights_beside_their_inputs(rewrite: Rewrite) -> None:
+    graph = large(rewrite)
+    model, weights = with_weights_as_inputs(graph)
+    assert [value.name for value in model.graph.input] == ["x", "w"]
+    assert not model.graph.initializer
+    assert weights.keys() == {"w"}
+    np.testing.assert_array_equal(weights["w"], np.arange(1200, dtype=np.float32).reshape(300, 4))
+    assert np.shares_memory(weights["w"], graph.tensors()["w"].values)
+
+
+def test_bodies_are_written_for_the_opset_of_the_graph(masked_lm: Traced) -> None:
+    graph = import_model(masked_lm.fused)
+    graph.opset, graph.import_domains = 23, None  # as that of a graph made here
+    exported = export_model(graph)
+    assert exported.functions
+    assert {entry.version for body in exported.functions for entry in body.opset_import if not entry.domain} == {23}
+    checker.check_model(exported, full_check=True)
+
+
+def test_detached_nodes_leave_nothing_behind(graph: gs.Graph) -> None:
+    tensors = graph.tensors()
+    made = [tensors["y"].inputs[0], tensors["z"].inputs[0]]
+    detach(iter(made))
+    assert [node.op for node in tensors["m"].inputs] == ["Mul"]
+    assert list(tensors["m"].outputs) == list(tensors["y"].inputs) == list(tensors["z"].inputs) == []
+    assert all(not node.inputs and not node.outputs for node in made)
 
 
 def test_a_weight_that_is_read_twice_is_one_input(rewrite: Rewrite) -> None:

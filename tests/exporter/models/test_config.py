@@ -194,7 +194,10 @@ def test_a_wrong_value_is_named(family: dict[str, str], field: str, value: objec
         (ROBERTA | {"position_embedding_type": "rotary"}, "position_embedding_type"),
         (ROBERTA | {"pad_token_id": None}, "pad_token_id"),
         (ROBERTA | {"max_position_embeddings": 2}, "max_position_embeddings"),  # pad_token_id is 1: no row is left
-        (ROBERTA | {"max_position_embeddings": 1, "position_embedding_type": "relative_key"}, "max_position_embeddings"),
+        (
+            ROBERTA | {"max_position_embeddings": 1, "position_embedding_type": "relative_key"},
+            "max_position_embeddings",
+        ),
         (ROBERTA | {"pad_token_id": 600}, "pad_token_id"),  # the position table has 512 rows
     ],
 )
