@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from graph_passes.equivalence import largest_difference
 from graph_passes.errors import PassError
 from graph_passes.graph_pass import GraphPass, Mismatch, PassResult
-from graph_passes.graph_tools import constant_value, detach, replace, tensor_shape, unique_name
+from graph_passes.graph_tools import constant_value, detach, producer, replace, tensor_shape, unique_name
 from graph_passes.observation import Observation, evaluator, observe
 from graph_passes.region import boundary, first_untold, outermost, region_between, sources_of
 from plugins.ops import INTERLEAVED_ROTARY
@@ -84,9 +84,10 @@ class Angles(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A rotation: the nodes between x and y, and its angles."""
+    """A rotation: the nodes between source and y, and its angles. The source is x, or what was transposed to x."""
 
     x: gs.Tensor
+    source: gs.Tensor
     y: gs.Tensor
     nodes: list[gs.Node]
     cos: Angles
@@ -149,9 +150,9 @@ def run(graph: gs.Graph) -> PassResult:
         for y in list(node.outputs):
             if id(node) in fused or not may_be_rotated(y):
                 continue
-            for x, nodes in candidates(y):
+            for x, source, nodes in candidates(y):
                 try:
-                    site = match(node, x, y, nodes, observation)
+                    site = match(node, x, source, y, nodes, observation)
                     worst = max(worst, fuse(graph, node, site, tables, observation, seed=count))
                 except Mismatch as mismatch:
                     missed.append((mismatch, nodes))
@@ -172,23 +173,33 @@ def may_be_rotated(tensor: gs.Tensor) -> bool:
     return isinstance(shape[-1], int) and shape[-1] % 2 == 0
 
 
-def candidates(y: gs.Tensor) -> Iterator[tuple[gs.Tensor, list[gs.Node]]]:
-    """Tensors that ``y`` may be a rotation of, nearest first, and the nodes between."""
+def candidates(y: gs.Tensor) -> Iterator[tuple[gs.Tensor, gs.Tensor, list[gs.Node]]]:
+    """Tensors that ``y`` may be a rotation of, nearest first; where they come from, and the nodes from there.
+
+    They come from themselves, or from what they are the transposition of: optimizers move a Transpose behind one of
+    the products, so that x is only in the other one.
+    """
     for x in sources_of(y):
-        if tensor_shape(x) == tensor_shape(y) and x.dtype == y.dtype:
-            nodes = region_between(x, y)
+        if tensor_shape(x) != tensor_shape(y) or x.dtype != y.dtype:
+            continue
+        transpose = producer(x, "Transpose")
+        for source in (x, *(transpose.inputs if transpose is not None else ())):
+            nodes = region_between(source, y)
             if sum(node.op == "Mul" for node in nodes) >= 2 and any(node.op in TAKES_APART for node in nodes):
-                yield x, nodes
+                yield x, source, nodes
+                break
 
 
-def match(node: gs.Node, x: gs.Tensor, y: gs.Tensor, nodes: list[gs.Node], observation: Observation) -> Site:
-    """The rotation between ``x`` and ``y``, if the observed numbers say so.
+def match(
+    node: gs.Node, x: gs.Tensor, source: gs.Tensor, y: gs.Tensor, nodes: list[gs.Node], observation: Observation
+) -> Site:
+    """The rotation of ``x`` into ``y``, with the nodes from ``source`` on, if the observed numbers say so.
 
     Raises:
         Mismatch: If they do not. The reason names the look-alike that they fit, if there is one.
     """
     half = int(y.shape[-1]) // 2
-    beside = [tensor for tensor in boundary(nodes) if tensor is not x]
+    beside = [tensor for tensor in boundary(nodes) if tensor is not source]
     sources = {id(tensor): tensor for side in beside for tensor in (side, *sources_of(side))}
     # First what is in the op's shape already, last what is said twice.
     angles = sorted(
@@ -207,7 +218,7 @@ def match(node: gs.Node, x: gs.Tensor, y: gs.Tensor, nodes: list[gs.Node], obser
                     between |= {id(found): found for found in region_between(tensor, side)}
                 made = [output for found in between.values() for output in found.outputs]
                 if not any(output is tensor for tensor in (cos.tensor, sin.tensor) for output in made):
-                    return Site(x, y, list(between.values()), cos, sin)
+                    return Site(x, source, y, list(between.values()), cos, sin)
     raise Mismatch(node, "its numbers are not those of a rotation by any of the angles that flow in beside its input")
 
 
@@ -251,7 +262,7 @@ def check_what_is_between(node: gs.Node, site: Site) -> None:
         raise Mismatch(
             node, f"the {untold.op} in between may do something else for numbers or sizes that no probe tries"
         )
-    known = (site.x, site.cos.tensor, site.sin.tensor)
+    known = (site.source, site.cos.tensor, site.sin.tensor)
     rows = [angles.tensor.shape[0] if len(angles.tensor.shape) > 2 else 1 for angles in (site.cos, site.sin)]
     if rows[0] != rows[1]:
         raise Mismatch(node, f"cos and sin must both be shared by the batch or both be one per row; got {rows}")
@@ -311,7 +322,8 @@ def fuse(graph: gs.Graph, node: gs.Node, site: Site, tables: Tables, observation
     sin, sin_nodes = tables.get(site.sin, half)
     y = gs.Variable(unique_name(graph, f"{site.y.name}_rotated"), site.y.dtype, site.y.shape)
     op = gs.Node(CONTRACT.op_type, y.name, {}, [site.x, cos, sin], [y], domain=CONTRACT.domain)
-    probes = [site.x]
+    probes = [site.source]
+    before = list(site.x.inputs) if site.source is not site.x else []  # both keep the transposition
     for angles in (site.cos, site.sin):
         if angles.step == 2:
             check_every_position(graph, node, angles, observation)
@@ -319,7 +331,7 @@ def fuse(graph: gs.Graph, node: gs.Node, site: Site, tables: Tables, observation
             probes.append(angles.tensor)
     difference = largest_difference(
         site.nodes,
-        [*cos_nodes, *sin_nodes, op],
+        [*before, *cos_nodes, *sin_nodes, op],
         [(site.y, y)],
         probes=probes,
         observation=observation,

@@ -230,9 +230,11 @@ def rotation_of(model: ModelProto) -> ModelProto:
     graph = prepare.run(import_model(model)).graph
     observation = observe(graph)
     for node in reversed(graph.nodes):
-        for x, nodes in fuse_rotary.candidates(node.outputs[0]) if fuse_rotary.may_be_rotated(node.outputs[0]) else ():
+        for x, source, nodes in (
+            fuse_rotary.candidates(node.outputs[0]) if fuse_rotary.may_be_rotated(node.outputs[0]) else ()
+        ):
             try:
-                site = fuse_rotary.match(node, x, node.outputs[0], nodes, observation)
+                site = fuse_rotary.match(node, x, source, node.outputs[0], nodes, observation)
             except Mismatch:
                 continue
             return cut_out(graph, site.nodes, [site.y])
