@@ -61,7 +61,14 @@ def test_readme_commands_work(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines() if line.startswith("rotary-press ")]
-    assert {shlex.split(command)[1] for command in commands} == {"export", "validate", "run", "inspect", "doctor"}
+    assert {shlex.split(command)[1] for command in commands} == {
+        "export",
+        "fuse",
+        "validate",
+        "run",
+        "inspect",
+        "doctor",
+    }
     binary = Path(sys.executable).with_name("rotary-press")
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
