@@ -146,6 +146,7 @@ class Session:
             InputError: If a text is longer than the model's positions.
             UserError: If there is no tokenizer, or contexts or choices do not fit the task.
         """
+        _check_texts(texts)
         task = self.manifest.task
         for name, second, wanted in (
             ("contexts", contexts, task == "question-answering"),
@@ -180,6 +181,7 @@ class Session:
             InputError: If a text leaves no room in the model's positions.
             UserError: If the task is not text-generation, or there is no tokenizer.
         """
+        _check_texts(texts)
         tokenizer = self.tokenizer
         begin = tokenizer.special_ids["cls_token"]
         rows = [[begin, *row] for row in map(self._ids, texts)]
@@ -266,3 +268,8 @@ class Session:
         arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         outputs = self.run(*(array[None] for array in arrays))
         return predictions.read_choice(text, endings, outputs["logits"][0])
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not len(texts):
+        raise InputError(f"texts must be a list of at least one text; got {texts!r}. Put a single one into a list.")

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from graph_passes.graph_tools import with_weights_as_inputs
+from graph_passes.graph_tools import open_session, with_weights_as_inputs
 from graph_passes.observation import CANNOT_RUN, Arrays, Observation
 from graph_passes.region import boundary
 
@@ -87,12 +87,7 @@ def _session(nodes: Sequence[gs.Node], outputs: Sequence[gs.Tensor], opset: int)
     """The nodes as a model of their own, and its weights."""
     alone = gs.Graph(list(nodes), boundary(nodes), list(outputs), opset=opset).copy().toposort()
     model, weights = with_weights_as_inputs(alone)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # judge the nodes as written
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, weights
+    return open_session(model), weights
 
 
 def _run(session: tuple[ort.InferenceSession, Arrays], values: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from graph_passes.errors import PassError
-from graph_passes.graph_tools import tensor_shape, with_weights_as_inputs
+from graph_passes.graph_tools import open_session, tensor_shape, with_weights_as_inputs
 
 __all__ = ["CANNOT_RUN", "Arrays", "Observation", "Run", "Shape", "evaluator", "observe"]
 
@@ -124,12 +123,8 @@ def evaluator(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> Callable[[Mappin
     needed = gs.Graph(_ancestors(graph, tensors), list(graph.inputs), list(tensors), opset=graph.opset)
     needed.import_domains = graph.import_domains
     model, weights = with_weights_as_inputs(needed)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # every tensor as it is written
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model)
     except CANNOT_RUN as error:
         raise PassError(f"ONNX Runtime cannot load the graph, so nothing is known about it: {error}") from error
     names = [output.name for output in session.get_outputs()]

@@ -505,6 +505,16 @@ def test_generation_from_texts(make_export: MakeExport, monkeypatch: pytest.Monk
     assert session.predict(["b"])[0]["finish_reason"] == "eos"
 
 
+@pytest.mark.parametrize("texts", ["a b", [], ""])
+def test_one_text_is_no_list_of_texts(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch, texts: Any) -> None:
+    """A str is a sequence of its characters, which nobody means."""
+    session, runner = stand_in(make_export, monkeypatch, "text-generation", next_word)
+    for call in (session.predict, session.generate):
+        with pytest.raises(InputError, match="texts must be a list of at least one text"):
+            call(texts)
+    assert not runner.asked
+
+
 def test_generation_ends_where_positions_end(make_export: MakeExport, monkeypatch: pytest.MonkeyPatch) -> None:
     session, _ = stand_in(make_export, monkeypatch, "text-generation", next_word, max_tokens=4)
     [prediction] = session.generate(["a"])

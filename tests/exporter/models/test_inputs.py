@@ -149,7 +149,6 @@ def test_an_encoder_has_no_cache(family: str) -> None:
         (((torch.ones(2, 2), torch.ones(2, 2)),) * 2, r"past_key_values\[0\] must have shape .*; got \(2, 2\)"),
         (cache(tensors=4), r"past_key_values\[0\] holds keys of an encoder, but encoder_hidden_states were not given"),
     ],
-    ids=str,
 )
 @both_families
 def test_wrong_caches_are_refused(family: str, past: Any, message: str) -> None:
