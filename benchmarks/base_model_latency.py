@@ -27,6 +27,7 @@ from exporter.onnx_files import save_onnx
 from exporter.tasks import TASKS
 from exporter.trace import Interface, trace
 from graph_passes import pipeline
+from graph_passes.graph_tools import import_model
 
 BATCH, TOKENS = 1, 128
 ROUNDS, WARM_UP = 60, 10
@@ -58,7 +59,7 @@ def main(family: str) -> None:
         def add(name: str, path: Path) -> None:
             runners[name] = partial(engine.load(path, threads=threads).run, inputs)
 
-        plain = trace(interface)
+        plain = import_model(trace(interface))
         fused, _ = pipeline.fuse(plain)
         for precision in pipeline.PRECISIONS:
             lowered, _ = pipeline.lower(pipeline.change_precision(fused, precision)[0], "onnxruntime")

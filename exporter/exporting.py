@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_graphsurgeon as gs
 
 from exporter import models, parity
 from exporter.engines import Engine, get_engine
@@ -24,6 +24,7 @@ from exporter.trace import Interface, trace
 from exporter.validation import REFERENCE, validate
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
+from graph_passes.graph_tools import import_model
 
 __all__ = ["export", "load_model"]
 
@@ -109,7 +110,7 @@ def export(
         has_tokenizer = _copy_tokenizer(folder, config.model_type, staging / "tokenizer")
 
         progress("tracing to ONNX")
-        plain = trace(interface)
+        plain = import_model(trace(interface))
 
         progress("computing the reference")
         cases = parity.make_cases(
@@ -174,7 +175,7 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
 
 
 def _build(
-    fused: onnx.ModelProto,
+    fused: gs.Graph,
     precision: pipeline.Precision,
     engines: Sequence[Engine],
     staging: Path,

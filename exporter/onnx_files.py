@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from onnx import inliner, version_converter
 
 from exporter.errors import UserError
 from exporter.files import inside, new_file
-from graph_passes.graph_tools import LARGE
+from graph_passes.graph_tools import Weights, import_model, with_weights_as_inputs, without_weights
 from plugins.contract import DOMAIN
 
 __all__ = ["load_onnx", "read_onnx", "save_onnx"]
 
 OPSET = 20  # what older models are brought to: what the function bodies of our ops are written in
 EXTERNAL_DATA_ABOVE = 1 << 30  # bytes; a protobuf file ends at 2 GiB
+PAGE = 4096  # bytes; where a weight begins at one, a runtime can map it
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -38,58 +42,106 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path) -> gs.Graph:
     """The whole model in a file, in a form that the passes take: at least opset 20, no functions but ours.
 
     Raises:
         BundleError: If it names data outside of its folder.
         UserError: If the file is missing or damaged, or it is no valid model.
     """
+    bare, weights = _read_whole(path)
+    foreign = [(function.domain, function.name) for function in bare.functions if function.domain != DOMAIN]
+    try:
+        if foreign:
+            bare = inliner.inline_selected_functions(bare, foreign)
+        return import_model(_upgraded(bare), weights)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path} cannot be brought to opset {OPSET}: {problem}. Export it again at that.") from error
+
+
+def _read_whole(path: Path) -> tuple[onnx.ModelProto, Weights]:
+    """The model in a file without its weights, and those, from wherever they lie."""
     model = read_onnx(path)
     for tensor in _tensors(model.graph):
         for entry in tensor.external_data:
             if entry.key == "location":
                 inside(path.parent, entry.value)
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        return without_weights(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise UserError(f"{path}: the data beside it cannot be read ({error}): copy both files again.") from error
-    foreign = [(function.domain, function.name) for function in model.functions if function.domain != DOMAIN]
-    try:
-        if foreign:
-            model = inliner.inline_selected_functions(model, foreign)
-        return _upgraded(model)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        problem = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{path} cannot be brought to opset {OPSET}: {problem}. Export it again at that.") from error
 
 
-def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model; the weights of a large one go to ``<name>.data`` beside it.
+def save_onnx(graph: gs.Graph, path: Path) -> None:
+    """Writes a model, one weight at a time; those of a large one go to ``<name>.data`` beside it.
 
     Raises:
         BundleError: If the folder cannot be written.
     """
-    if model.ByteSize() <= EXTERNAL_DATA_ABOVE:
-        with new_file(path) as temporary:
-            onnx.save(model, temporary, format="protobuf")
+    model, weights = with_weights_as_inputs(graph)
+    del model.graph.input[len(graph.inputs) :]
+    if model.ByteSize() + sum(weight.nbytes for weight in weights.values()) <= EXTERNAL_DATA_ABOVE:
+        with new_file(path) as temporary, temporary.open("wb") as stream:
+            _write_with_weights(model, weights, stream)
         return
     data = path.with_name(f"{path.name}.data")
     with new_file(data) as temporary_data, new_file(path) as temporary:
-        temporary_data.unlink()  # the writer appends
-        onnx.save(model, temporary, format="protobuf", save_as_external_data=True, location=temporary_data.name)
-        onnx.load_external_data_for_model(model, str(path.parent))  # saving took the weights out of the model
-        _rename_data(temporary, data.name)
+        with temporary_data.open("wb") as stream:
+            for name, weight in weights.items():
+                stream.seek(-(-stream.tell() // PAGE) * PAGE)
+                stored = _described(name, weight)
+                stored.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in (("location", data.name), ("offset", stream.tell()), ("length", weight.nbytes)):
+                    stored.external_data.add(key=key, value=str(value))
+                model.graph.initializer.append(stored)
+                stream.write(_raw(weight))
+        temporary.write_bytes(model.SerializeToString())
 
 
-def _rename_data(path: Path, name: str) -> None:
-    """Makes a model whose weights lie beside it look for them under another name."""
-    stored = onnx.load(path, format="protobuf", load_external_data=False)
-    for tensor in _tensors(stored.graph):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = name
-    onnx.save(stored, path, format="protobuf")
+def _write_with_weights(model: onnx.ModelProto, weights: Weights, stream: BinaryIO) -> None:
+    """Writes the bytes of a model with its weights inside.
+
+    Protobuf would first put them together in memory, twice. In its format a message inside a message is a header (the
+    number of the field, and how many bytes follow) and the bytes of its fields, in any order.
+    """
+    graph = model.graph.SerializeToString()
+    heads = {}
+    for name, weight in weights.items():
+        head = _described(name, weight).SerializeToString() + _header(
+            onnx.TensorProto.RAW_DATA_FIELD_NUMBER, weight.nbytes
+        )
+        heads[name] = _header(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(head) + weight.nbytes) + head
+    size = len(graph) + sum(len(heads[name]) + weight.nbytes for name, weight in weights.items())
+    model.ClearField("graph")
+    stream.write(model.SerializeToString())
+    stream.write(_header(onnx.ModelProto.GRAPH_FIELD_NUMBER, size))
+    stream.write(graph)
+    for name, weight in weights.items():
+        stream.write(heads[name])
+        stream.write(_raw(weight))
+
+
+def _header(field: int, size: int) -> bytes:
+    """What comes before a field of protobuf that is bytes or a message: two numbers, seven bits to a byte."""
+    header = bytearray()
+    for number in (field << 3 | 2, size):
+        while number > 0x7F:
+            header.append(number & 0x7F | 0x80)
+            number >>= 7
+        header.append(number)
+    return bytes(header)
+
+
+def _described(name: str, weight: NDArray[Any]) -> onnx.TensorProto:
+    """A tensor less its numbers."""
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+    return onnx.TensorProto(name=name, data_type=data_type, dims=weight.shape)
+
+
+def _raw(weight: NDArray[Any]) -> memoryview:
+    """The numbers as ONNX stores them: row by row, the lowest byte first. Copied only where they are not so already."""
+    return np.ascontiguousarray(weight, weight.dtype.newbyteorder("<")).data
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -103,23 +155,9 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at opset 20, where it is older. The converter sees inputs in place of the weights, for it copies."""
+    """The model at opset 20, where it is older."""
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions or versions[0] >= OPSET:
         return model
-    declared = {value.name for value in model.graph.input}
-    stored = list(model.graph.initializer)
-    weights = [tensor for tensor in stored if math.prod(tensor.dims) > LARGE]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(tensor for tensor in stored if math.prod(tensor.dims) <= LARGE)
-    stand_ins = [tensor for tensor in weights if tensor.name not in declared]
-    model.graph.input.extend(
-        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in stand_ins
-    )
     converted: onnx.ModelProto = version_converter.convert_version(model, OPSET)
-    added = {tensor.name for tensor in stand_ins}
-    inputs = [value for value in converted.graph.input if value.name not in added]
-    del converted.graph.input[:]
-    converted.graph.input.extend(inputs)
-    converted.graph.initializer.extend(weights)
     return converted

@@ -101,6 +101,7 @@ def trace(interface: Interface) -> onnx.ModelProto:
         exporter_log.setLevel(level)
     assert program is not None  # with dynamo=True there always is one
     traced = program.model_proto
+    _forget_places(traced)
     _name_sums(traced, interface.inputs)
     check_interface(traced, interface.inputs, interface.outputs)
     return traced
@@ -120,6 +121,14 @@ def check_interface(model: onnx.ModelProto, inputs: Sequence[TensorSpec], output
         promised = [(spec.name, spec.axes) for spec in specs]
         if found != promised:
             raise TraceError(f"The traced graph has {kind} {found}; the task table promises {promised}.")
+
+
+def _forget_places(model: onnx.ModelProto) -> None:
+    """Takes the stack traces off the nodes: they name files of the machine that traced."""
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 def _name_sums(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:

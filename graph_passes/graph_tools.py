@@ -1,18 +1,21 @@
 """Small questions about an onnx-graphsurgeon graph, and the way in and out of it.
 
-onnx-graphsurgeon is the editing layer because an edit is one assignment (``node.outputs = …``), dangling nodes vanish
-with ``cleanup()``, and weights stay lazy: a pass that does not touch them never copies them.
+onnx-graphsurgeon is the editing layer because an edit is one assignment (``node.outputs = …``) and dangling nodes
+vanish with ``cleanup()``. Weights leave the protobuf message once, on the way in: a message holds 2 GB at most when it
+is written, and every tool that takes one copies it. Checkers, sessions and writers get a model without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from graph_passes.errors import PassError
@@ -20,13 +23,20 @@ from plugins.contract import DOMAIN
 from plugins.ops import OPS
 
 __all__ = [
+    "FLOATS",
     "LARGE",
     "MINIMUM_OPSET",
+    "PLUGIN",
+    "Weights",
     "constant_value",
+    "copy_graph",
     "detach",
     "export_model",
+    "forget_names",
     "import_model",
     "is_fused",
+    "is_weight",
+    "notes_of",
     "open_session",
     "producer",
     "replace",
@@ -34,16 +44,56 @@ __all__ = [
     "tensor_shape",
     "unique_name",
     "with_weights_as_inputs",
+    "without_weights",
 ]
 
-MINIMUM_OPSET = 17  # the oldest with LayerNormalization, which the function bodies of our ops use
+MINIMUM_OPSET = 20  # the oldest with Gelu, which the function bodies of our ops use
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16))  # what the fused ops take; half precision is judged widened
+PLUGIN = "plugin_namespace"  # the attribute by which TensorRT finds a plugin; a node that has it needs no body
 LARGE = 1024  # elements; a larger constant is a weight, whose values no checker needs
+Weights = dict[str, NDArray[Any]]
+MessageT = TypeVar("MessageT", bound=Message)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 ort.set_default_logger_severity(3)  # folding runs small sessions, whose advice is not for the user
 
 
-def import_model(model: onnx.ModelProto) -> gs.Graph:
+def without_weights(model: onnx.ModelProto, folder: str = "") -> tuple[onnx.ModelProto, Weights]:
+    """A copy of a model with inputs in place of its weights, and the weights by name.
+
+    Args:
+        model: Left as it is. Let go of it, and the weights are held once.
+        folder: Where the data lies that the model keeps in other files; it is read.
+
+    Raises:
+        OSError, ValueError, onnx.checker.ValidationError: If such data cannot be read.
+    """
+    bare = _copied(model, but=("graph",))
+    bare.graph.MergeFrom(_copied(model.graph, but=("initializer",)))
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]  # old models declare weights as well
+    weights: Weights = {}
+    for tensor in model.graph.initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if _is_large(dtype, tensor.dims):
+            weights[tensor.name] = onnx.numpy_helper.to_array(tensor, folder)
+            inputs.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            bare.graph.initializer.append(tensor)
+    del bare.graph.input[:]
+    bare.graph.input.extend(inputs)
+    onnx.load_external_data_for_model(bare, folder)
+    return bare, weights
+
+
+def import_model(model: onnx.ModelProto, weights: Weights | None = None) -> gs.Graph:
     """Opens a model for editing. The bodies of our own ops are put aside: :func:`export_model` writes them again.
+
+    From here on the weights are arrays, which copies of the graph share and which no pass copies without need. What
+    onnx-graphsurgeon would drop (metadata, and what documents a node or the model) is kept as ``notes``.
+
+    Args:
+        model: Left as it is.
+        weights: Those that were taken out of it before, by :func:`without_weights`.
 
     Raises:
         PassError: If the model carries local functions that are not ours, or is too old for the bodies of ours.
@@ -56,17 +106,31 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
     foreign = [f"{function.domain}::{function.name}" for function in model.functions if function.domain != DOMAIN]
     if foreign:
         raise PassError(f"The model has local functions {foreign}: inline them first (onnx.inliner).")
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.functions[:]
-    return gs.import_onnx(bare)
+    if weights is None:
+        model, weights = without_weights(model)
+    graph = gs.import_onnx(model)
+    graph.functions.clear()
+    for tensor in graph.inputs:
+        if tensor.name in weights:
+            tensor.to_constant(weights[tensor.name])
+    graph.inputs = [tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
+    graph.notes = _copied(model, but=("graph", "functions", "ir_version", "opset_import"))
+    graph.notes.graph.metadata_props.extend(model.graph.metadata_props)
+    for node, stored in zip(_nodes(graph), _stored_nodes(model.graph), strict=True):
+        node.notes = onnx.NodeProto(metadata_props=stored.metadata_props)
+        if stored.doc_string:
+            node.notes.doc_string = stored.doc_string
+    return graph
 
 
 def export_model(graph: gs.Graph) -> onnx.ModelProto:
-    """Closes a graph into a model, with a function body for every custom op in use."""
+    """Closes a graph into a model, weights included, with a function body for every custom op in use."""
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    used = {node.op for node in graph.nodes if node.domain == DOMAIN}
-    for name in OPS.keys() & used:
+    model.MergeFrom(notes_of(graph))
+    for node, stored in zip(_nodes(graph), _stored_nodes(model.graph), strict=True):
+        stored.MergeFrom(vars(node).get("notes", onnx.NodeProto()))
+    used = {node.op for node in graph.nodes if node.domain == DOMAIN and PLUGIN not in node.attrs}
+    for name in (name for name in OPS if name in used):
         body = OPS[name].function_body()
         body.opset_import[0].version = graph.opset  # a model has one version of each set, its functions included
         model.functions.append(body)
@@ -74,26 +138,65 @@ def export_model(graph: gs.Graph) -> onnx.ModelProto:
     return model
 
 
-def with_weights_as_inputs(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+def copy_graph(graph: gs.Graph) -> gs.Graph:
+    """A copy that can be edited on its own. Both share their weights."""
+    copy = graph.copy()
+    copy.import_domains = graph.import_domains and list(graph.import_domains)  # exporting adds to it
+    copy.notes = _copied(notes_of(graph))
+    for node, copied in zip(_nodes(graph), _nodes(copy), strict=True):
+        copied.notes = vars(node).get("notes", onnx.NodeProto())
+    return copy
+
+
+def notes_of(graph: gs.Graph) -> onnx.ModelProto:
+    """What the model says besides its graph: metadata, producer, documentation. May be changed."""
+    notes: onnx.ModelProto = vars(graph).setdefault("notes", onnx.ModelProto())
+    return notes
+
+
+def with_weights_as_inputs(graph: gs.Graph, *, widen: bool = False) -> tuple[onnx.ModelProto, Weights]:
     """The model with every weight turned into an input, and the weights by name, in the memory in which they stand.
 
-    What is still in its file's form is read once, and kept in the graph for the next time.
+    Args:
+        graph: Left as it is.
+        widen: Whether half precision is read as float32, inputs and weights included. Rounding is no meaning: so graphs
+            at both precisions are judged by the same numbers, to the same tolerances.
     """
-    weights = {tensor.name: tensor.values for node in graph.nodes for tensor in node.inputs if _is_weight(tensor)}
-    return skeleton(graph), weights
+    bare = copy_graph(graph)
+    if widen:
+        _widen(bare)
+    weights = {tensor.name: tensor.values for node in bare.nodes for tensor in node.inputs if is_weight(tensor)}
+    return _skeleton(bare), weights
 
 
 def skeleton(graph: gs.Graph) -> onnx.ModelProto:
     """The model with inputs in place of its weights, which are not read: what a checker needs, at no cost in memory."""
-    bare = graph.copy()
+    return _skeleton(copy_graph(graph))
+
+
+def _skeleton(bare: gs.Graph) -> onnx.ModelProto:
     inputs: dict[str, gs.Variable] = {}
     for node in bare.nodes:
         for slot, tensor in enumerate(node.inputs):
-            if _is_weight(tensor):
+            if is_weight(tensor):
                 inputs.setdefault(tensor.name, gs.Variable(tensor.name, tensor.dtype, tensor.shape))
                 node.inputs[slot] = inputs[tensor.name]
     bare.inputs = [*bare.inputs, *inputs.values()]
     return export_model(bare)
+
+
+def _widen(graph: gs.Graph) -> None:
+    for tensor in (*graph.inputs, *graph.tensors().values()):
+        if isinstance(tensor, gs.Constant) and tensor.dtype == np.float16:
+            tensor.to_constant(tensor.values.astype(np.float32))
+        elif isinstance(tensor, gs.Variable) and tensor.dtype == np.float16:
+            tensor.dtype = np.dtype(np.float32)
+    for node in graph.nodes:
+        for name, value in node.attrs.items():
+            if name == "to" and value in (np.float16, onnx.TensorProto.FLOAT16):
+                node.attrs[name] = np.float32
+            elif isinstance(value, gs.Constant) and value.dtype == np.float16:  # of a Constant or a ConstantOfShape
+                node.attrs[name] = gs.Constant(value.name, value.values.astype(np.float32))
 
 
 def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
@@ -105,8 +208,37 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _is_weight(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) > LARGE
+def is_weight(tensor: gs.Tensor) -> bool:
+    """Whether it is a constant so large that checkers and sessions are given an input in its place."""
+    return isinstance(tensor, gs.Constant) and _is_large(tensor.dtype, tensor.shape)
+
+
+def _is_large(dtype: np.dtype[Any] | int, shape: Sequence[int]) -> bool:
+    """Whether a constant is a weight. What numpy has no dtype of its own for (int4, bfloat16, text) is none."""
+    return isinstance(dtype, np.dtype) and dtype.kind in "biufc" and math.prod(shape) > LARGE
+
+
+def _copied(message: MessageT, *, but: Collection[str] = ()) -> MessageT:
+    """A copy of a protobuf message less some of its fields."""
+    kept: MessageT = type(message)(**{field.name: v for field, v in message.ListFields() if field.name not in but})
+    return kept
+
+
+def _nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+    """Every node, those of inner graphs included."""
+    for node in graph.nodes:
+        yield node
+        for inner in node.subgraphs():
+            yield from _nodes(inner)
+
+
+def _stored_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """As ``_nodes``, in the same order."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _stored_nodes(attribute.g)
 
 
 def producer(tensor: gs.Tensor, *ops: str) -> gs.Node | None:
@@ -138,12 +270,23 @@ def is_fused(node: gs.Node, op_type: str) -> bool:
 
 
 def unique_name(graph: gs.Graph, stem: str) -> str:
-    """A tensor or node name that the graph does not use yet."""
-    taken = graph.tensors().keys() | {node.name for node in graph.nodes}
-    number = 0
-    while (name := f"{stem}_{number}") in taken:
+    """A tensor or node name that the graph does not use yet, nor was given before: the stem and a number.
+
+    The names in use are gathered once per pass. What a pass calls by other names must not end in a number.
+    """
+    if "names" not in vars(graph):
+        graph.names = graph.tensors().keys() | {node.name for node in graph.nodes}
+        graph.numbers = {}
+    number = graph.numbers.get(stem, 0)
+    while (name := f"{stem}_{number}") in graph.names:
         number += 1
+    graph.numbers[stem] = number + 1
     return name
+
+
+def forget_names(graph: gs.Graph) -> None:
+    """Makes :func:`unique_name` gather the names anew, after edits that gave other ones."""
+    vars(graph).pop("names", None)
 
 
 def detach(nodes: Iterable[gs.Node]) -> None:
@@ -154,10 +297,11 @@ def detach(nodes: Iterable[gs.Node]) -> None:
 
 
 def replace(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Makes every consumer of ``old``, graph outputs included, read ``new``. An output keeps its public name."""
+    """Makes every consumer of ``old``, graph outputs included, read ``new``, which takes the name over.
+
+    So outputs keep their public names, and what was observed of the one is known of the other.
+    """
     for node in list(old.outputs):
         node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            new.name, old.name = old.name, f"{old.name}_replaced"
-            graph.outputs[index] = new
+    graph.outputs = [new if output is old else output for output in graph.outputs]
+    new.name, old.name = old.name, new.name

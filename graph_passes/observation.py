@@ -87,14 +87,15 @@ class Observation:
         return None
 
 
-def observe(graph: gs.Graph, *, seed: int = 0) -> Observation:
-    """Runs a graph a few times and keeps every tensor.
+def observe(graph: gs.Graph, *, seed: int = 0, tensors: Sequence[gs.Tensor] | None = None) -> Observation:
+    """Runs a graph a few times and keeps every tensor, or those that are named.
 
     Raises:
         PassError: If the graph cannot be run on made-up inputs. The message says what the runtime says.
     """
     symbols = _symbols(graph)
-    tensors = [tensor for node in graph.nodes for tensor in node.outputs if not tensor.is_empty()]
+    if tensors is None:
+        tensors = [tensor for node in graph.nodes for tensor in node.outputs if not tensor.is_empty()]
     evaluate = evaluator(graph, tensors)
     problem: PassError | None = None
     for table in (SIZES, FEW):
@@ -115,6 +116,8 @@ def observe(graph: gs.Graph, *, seed: int = 0) -> Observation:
 def evaluator(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> Callable[[Mapping[str, int], int], Arrays]:
     """A function of sizes and a seed that gives these tensors and the inputs by name, run on made-up inputs.
 
+    What is in half precision is computed, and given, in float32.
+
     Whole numbers are 0 or 1 at random, which every table of two rows holds and every mask understands; where that
     fails, one input is all 0 (a table of one row) or all 1 (tokens that are padding take no position), or every input
     is all 0. Other inputs are normally distributed. What is no tensor, a sequence of some, is left out. Both raise a
@@ -122,7 +125,7 @@ def evaluator(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> Callable[[Mappin
     """
     needed = gs.Graph(_ancestors(graph, tensors), list(graph.inputs), list(tensors), opset=graph.opset)
     needed.import_domains = graph.import_domains
-    model, weights = with_weights_as_inputs(needed)
+    model, weights = with_weights_as_inputs(needed, widen=True)
     try:
         session = open_session(model)
     except CANNOT_RUN as error:
@@ -190,7 +193,8 @@ def _made_up(
     for tensor in graph.inputs:
         axes = [_size(axis, sizes) for axis in tensor_shape(tensor) or ()]
         if np.issubdtype(tensor.dtype, np.floating):
-            feeds[tensor.name] = random.standard_normal(axes).astype(tensor.dtype)
+            dtype = np.float32 if tensor.dtype == np.float16 else tensor.dtype
+            feeds[tensor.name] = random.standard_normal(axes).astype(dtype)
         elif tensor.name in numbers:
             feeds[tensor.name] = np.full(axes, numbers[tensor.name], tensor.dtype)
         else:

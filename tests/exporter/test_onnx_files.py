@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter import onnx_files
 from exporter.errors import BundleError, UserError
-from exporter.onnx_files import load_onnx, read_onnx, save_onnx
+from exporter.onnx_files import _header, load_onnx, read_onnx, save_onnx
+from graph_passes import graph_tools
+from graph_passes.graph_tools import export_model, import_model
 
 FUNCTION = """
 <ir_version: 10, opset_import: ["" : 20, "theirs" : 1]>
@@ -26,16 +28,22 @@ Double (x) => (y) { y = Add (x, x) }
 def product(opset: int, *, rows: int = 64) -> onnx.ModelProto:
     """x (batch, rows) times a weight; the mean of it, whose axes older opsets keep in an attribute."""
     weight = np.random.default_rng(0).standard_normal((rows, 32)).astype(np.float32)
+    mean = helper.make_node("ReduceMean", ["sum"], ["y"], keepdims=0)
+    axes = [numpy_helper.from_array(np.array([-1]), "axes")] if opset >= 18 else []
+    if axes:
+        mean.input.append("axes")
+    else:
+        mean.attribute.append(helper.make_attribute("axes", [-1]))
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "weight"], ["product"]),
             helper.make_node("Add", ["product", "bias"], ["sum"]),
-            helper.make_node("ReduceMean", ["sum"], ["y"], axes=[-1], keepdims=0),
+            mean,
         ],
         "product",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", rows))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch",))],
-        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.ones(32, np.float32), "bias")],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.ones(32, np.float32), "bias"), *axes],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
@@ -45,33 +53,76 @@ def run(model: onnx.ModelProto) -> np.ndarray:
     return np.asarray(ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
 
 
+def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["beside", "inside"])
-def test_saving_a_model_does_not_change_it(
-    tmp_path: Path, traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_ABOVE", limit)
-    model = onnx.ModelProto()
-    model.CopyFrom(traced)
+    graph = import_model(product(20))
+    graph.tensors()["weight"].values = np.asfortranarray(graph.tensors()["weight"].values)
+    model = export_model(graph)
     path = tmp_path / "new" / "model.onnx"
     for _ in range(2):  # the second time over the first
-        save_onnx(model, path)
+        save_onnx(graph, path)
         names = ["model.onnx", "model.onnx.data"] if limit == 0 else ["model.onnx"]
         assert sorted(file.name for file in path.parent.iterdir()) == names
-        for loaded in (model, onnx.load(path), load_onnx(path)):
-            for kept, found in zip(traced.graph.initializer, loaded.graph.initializer, strict=True):
-                np.testing.assert_array_equal(numpy_helper.to_array(found), numpy_helper.to_array(kept))
+        onnx.checker.check_model(path, full_check=True)
+        assert export_model(graph) == export_model(load_onnx(path)) == model, "saving changes nothing"
+        loaded = onnx.load(path)
+        assert loaded.graph.node == model.graph.node
+        assert list(loaded.graph.input) == list(model.graph.input)
+        for found in (weights_of(loaded), weights_of(export_model(load_onnx(path)))):
+            assert found.keys() == {"weight", "bias", "axes"}
+            for name, weight in weights_of(model).items():
+                np.testing.assert_array_equal(found[name], weight)
+        x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+        np.testing.assert_array_equal(ort.InferenceSession(path).run(None, {"x": x})[0], run(model))
+
+
+def test_a_model_within_the_limit_is_one_message(tmp_path: Path, traced: onnx.ModelProto) -> None:
+    """The same bytes as protobuf's, but for the order of fields."""
+    graph = import_model(traced)
+    for large in (1024, 10):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph_tools, "LARGE", large)
+            save_onnx(graph, tmp_path / f"{large}.onnx")
+        loaded, model = onnx.load(tmp_path / f"{large}.onnx"), export_model(graph)
+        assert loaded.ByteSize() == model.ByteSize() == (tmp_path / f"{large}.onnx").stat().st_size
+        for stored in (loaded, model):
+            stored.graph.initializer.sort(key=lambda tensor: tensor.name)
+        assert loaded == model
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 300, 1 << 21])
+def test_headers_are_those_of_protobuf(size: int) -> None:
+    assert _header(9, size) + bytes(size) == TensorProto(raw_data=bytes(size)).SerializeToString()
+
+
+def test_weights_beside_begin_at_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_ABOVE", 0)
+    monkeypatch.setattr(graph_tools, "LARGE", 8)
+    save_onnx(import_model(product(20, rows=60)), tmp_path / "model.onnx")
+    stored = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
+    entries = [{entry.key: entry.value for entry in tensor.external_data} for tensor in stored]
+    assert entries == [
+        {},  # the axes
+        {"location": "model.onnx.data", "offset": "0", "length": str(60 * 32 * 4)},
+        {"location": "model.onnx.data", "offset": "8192", "length": str(32 * 4)},
+    ]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(BundleError, match="Cannot write"):
-        save_onnx(product(20), tmp_path / "taken" / "model.onnx")
+        save_onnx(import_model(product(20)), tmp_path / "taken" / "model.onnx")
 
 
 def test_an_older_opset_is_brought_up_and_computes_the_same(tmp_path: Path) -> None:
     old = product(14)
     onnx.save(old, tmp_path / "old.onnx")
-    loaded = load_onnx(tmp_path / "old.onnx")
+    loaded = export_model(load_onnx(tmp_path / "old.onnx"))
     assert [(entry.domain, entry.version) for entry in loaded.opset_import] == [("", 20)]
     assert [value.name for value in loaded.graph.input] == ["x"]
     assert {tensor.name for tensor in loaded.graph.initializer} >= {"weight", "bias"}
@@ -84,12 +135,13 @@ def test_a_newer_opset_stays_as_it_is(tmp_path: Path, opset: int) -> None:
     model.graph.node[-1].CopyFrom(helper.make_node("Identity", ["sum"], ["y"]))
     model.opset_import[0].version = opset
     onnx.save(model, tmp_path / "model.onnx")
-    assert load_onnx(tmp_path / "model.onnx") == model
+    loaded = export_model(load_onnx(tmp_path / "model.onnx"))
+    assert (loaded.graph, loaded.opset_import) == (model.graph, model.opset_import)
 
 
 def test_functions_of_others_are_inlined(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(FUNCTION), tmp_path / "model.onnx")
-    loaded = load_onnx(tmp_path / "model.onnx")
+    loaded = export_model(load_onnx(tmp_path / "model.onnx"))
     assert [node.op_type for node in loaded.graph.node] == ["Add"]
     assert not loaded.functions
 

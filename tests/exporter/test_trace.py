@@ -125,6 +125,12 @@ def test_the_graph_is_plain_onnx_with_its_weights_inside(traced: TracedModel) ->
     assert all(tensor.data_location == TensorProto.DEFAULT for tensor in traced.plain.graph.initializer)
 
 
+def test_the_graph_names_its_layers_but_no_file(traced: TracedModel) -> None:
+    notes = [entry for node in traced.plain.graph.node for entry in node.metadata_props]
+    assert any(entry.key == "namespace" for entry in notes)
+    assert not any(".py" in entry.value for entry in notes)
+
+
 def test_every_size_computes_what_torch_computes(traced: TracedModel) -> None:
     random = np.random.default_rng(0)
     session = onnxruntime.InferenceSession(traced.plain.SerializeToString(), providers=["CPUExecutionProvider"])

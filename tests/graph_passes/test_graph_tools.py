@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from onnx import ModelProto, checker, numpy_helper
+from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 from graph_passes import graph_tools
 from graph_passes.graph_tools import (
+    copy_graph,
     detach,
     export_model,
+    forget_names,
     import_model,
+    notes_of,
     replace,
     skeleton,
     unique_name,
     with_weights_as_inputs,
+    without_weights,
 )
 
 if TYPE_CHECKING:
@@ -84,11 +88,25 @@ def test_a_skeleton_has_no_weights_but_their_names_and_shapes(masked_lm: Traced)
     assert export_model(graph) == before, "the graph itself stays whole"
 
 
-def test_a_skeleton_reads_no_weight(rewrite: Rewrite) -> None:
-    """They stay in the form in which the file holds them: reading is a copy."""
+def test_copies_and_skeletons_share_the_weights(rewrite: Rewrite) -> None:
     graph = large(rewrite)
+    weight = graph.tensors()["w"].values
+    assert copy_graph(graph).tensors()["w"].values is weight
     skeleton(graph)
-    assert isinstance(graph.tensors()["w"]._values, gs.ir.tensor.LazyValues)
+    assert graph.tensors()["w"].values is weight
+
+
+def test_a_copy_is_edited_on_its_own(rewrite: Rewrite) -> None:
+    graph = import_model(noted(rewrite))
+    before = export_model(graph)
+    copy = copy_graph(graph)
+    assert export_model(copy) == before
+    notes_of(copy).metadata_props[0].value = "changed"
+    copy.nodes[1].name = "changed"
+    copy.nodes[0].inputs[0] = copy.inputs[0]
+    copy.nodes[0].domain = "elsewhere"
+    assert {entry.domain for entry in export_model(copy).opset_import} == {"", "elsewhere"}
+    assert export_model(graph) == before
 
 
 def test_weights_beside_their_inputs(rewrite: Rewrite) -> None:
@@ -99,6 +117,64 @@ def test_weights_beside_their_inputs(rewrite: Rewrite) -> None:
     assert weights.keys() == {"w"}
     np.testing.assert_array_equal(weights["w"], np.arange(1200, dtype=np.float32).reshape(300, 4))
     assert np.shares_memory(weights["w"], graph.tensors()["w"].values)
+
+
+def test_weights_leave_the_model(rewrite: Rewrite) -> None:
+    model = rewrite(TEXT)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((300, 4), np.float32), "w"))
+    brain = np.ones(1200, np.float32).astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    model.graph.initializer.append(numpy_helper.from_array(brain, "brain"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "small"))
+    for name in ("w", "small"):  # as models of old declare them
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    before = model.SerializeToString()
+    bare, weights = without_weights(model)
+    assert model.SerializeToString() == before
+    assert weights.keys() == {"w"}
+    np.testing.assert_array_equal(weights["w"], np.ones((300, 4), np.float32))
+    assert [value.name for value in bare.graph.input] == ["x", "w"]
+    assert [tensor.name for tensor in bare.graph.initializer] == ["brain", "small"], "numpy has no such dtype"
+    assert [value.name for value in export_model(import_model(bare, weights)).graph.input] == ["x"]
+
+
+NOTED = """
+<ir_version: 10, opset_import: ["" : 20]>
+noted (bool p, float[batch, 4] x) => (float[batch, 4] y)
+{
+    [first] m = Neg (x)
+    [second] y = If (p) <
+        then_branch = yes () => (float[batch, 4] a) { [inner] a = Abs (m) },
+        else_branch = no () => (float[batch, 4] b) { b = Relu (m) }
+    >
+}
+"""
+
+
+def noted(rewrite: Rewrite) -> ModelProto:
+    """With all that one can say besides what is computed."""
+    model = rewrite(NOTED)
+    inner = model.graph.node[1].attribute[0].g
+    for number, part in enumerate((model, model.graph, *model.graph.node, *inner.node)):
+        part.doc_string = f"documents {number}"
+        part.metadata_props.add(key="part", value=str(number))
+    model.producer_name, model.producer_version, model.domain, model.model_version = "somebody", "1.2", "theirs", 3
+    return model
+
+
+def test_what_the_model_says_of_itself_and_its_nodes_stays(rewrite: Rewrite) -> None:
+    model = noted(rewrite)
+    assert export_model(import_model(model)) == model
+
+
+def test_a_new_node_has_no_notes(rewrite: Rewrite) -> None:
+    model = noted(rewrite)
+    graph = import_model(model)
+    new = gs.Node("Abs", "new", inputs=[graph.inputs[1]], outputs=[gs.Variable("n", np.float32)])
+    graph.nodes.insert(0, new)
+    added, *others = export_model(graph).graph.node
+    assert not added.HasField("doc_string")
+    assert not added.metadata_props
+    assert others == list(model.graph.node)
 
 
 def test_bodies_are_written_for_the_opset_of_the_graph(masked_lm: Traced) -> None:
@@ -165,16 +241,23 @@ def test_a_new_name_is_taken_by_neither_tensor_nor_node(graph: gs.Graph) -> None
     assert unique_name(graph, "m") == "m_2"
 
 
+def test_a_new_name_is_given_once(graph: gs.Graph) -> None:
+    assert [unique_name(graph, stem) for stem in ("m", "m", "n")] == ["m_0", "m_1", "n_0"]
+    graph.nodes[0].name = "n_1"
+    forget_names(graph)
+    assert [unique_name(graph, stem) for stem in ("m", "n", "n")] == ["m_0", "n_0", "n_2"]
+
+
 def test_whoever_read_the_old_tensor_reads_the_new_one(graph: gs.Graph) -> None:
     tensors = graph.tensors()
     new = gs.Variable("new", np.float32, ["batch", 4])
     graph.nodes.append(gs.Node("Neg", inputs=[tensors["x"]], outputs=[new]))
     replace(graph, tensors["m"], new)
     model = export_model(graph.cleanup().toposort())
-    assert {node.op_type: list(node.input) for node in model.graph.node if node.op_type != "Constant"} == {
-        "Neg": ["x"],
-        "Add": ["new", "c"],
-        "Sub": ["y", "new"],
+    assert {node.op_type: (*node.input, *node.output) for node in model.graph.node if node.op_type != "Constant"} == {
+        "Neg": ("x", "m"),
+        "Add": ("m", "c", "y"),
+        "Sub": ("y", "m", "z"),
     }
 
 

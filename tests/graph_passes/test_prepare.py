@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
-from graph_passes import pipeline, prepare
+from graph_passes import prepare
 from graph_passes.errors import PassError
-from graph_passes.graph_tools import import_model, tensor_shape
+from graph_passes.graph_tools import constant_value, import_model, tensor_shape
+from tests import on_models
 
 if TYPE_CHECKING:
     from tests.graph_passes.conftest import Traced
@@ -37,7 +39,7 @@ shapes (float[batch, sequence, 6] x, int64[batch, sequence] ids) => (float[batch
 
 def test_constants_are_folded_and_counted(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
     plain = rewrite(TEXT)
-    prepared, (report,) = pipeline.run_passes(plain, [prepare.PASS])
+    prepared, (report,) = on_models.run_passes(plain, [prepare.PASS])
     assert [node.op_type for node in prepared.graph.node] == ["Shape", "Add", "Concat", "Reshape"]
     assert report.count == 3
     assert_equal(plain, prepared)
@@ -66,7 +68,7 @@ def test_real_models_are_known_throughout(traced: Traced) -> None:
 def test_inputs_and_outputs_stay_as_they_were_promised(
     traced: Traced, interface_of: Callable[[ModelProto], dict[str, list[Any]]]
 ) -> None:
-    prepared, _ = pipeline.run_passes(traced.plain, [prepare.PASS])
+    prepared, _ = on_models.run_passes(traced.plain, [prepare.PASS])
     assert interface_of(prepared) == interface_of(traced.plain)
 
 
@@ -103,18 +105,108 @@ def test_a_graph_that_cannot_be_observed_is_an_error(
     rewrite: Rewrite, replacement: tuple[str, str], message: str
 ) -> None:
     with pytest.raises(PassError, match=message):
-        pipeline.run_passes(rewrite(TEXT, replacement), [prepare.PASS])
+        on_models.run_passes(rewrite(TEXT, replacement), [prepare.PASS])
+
+
+WEIGHTS = """
+<ir_version: 10, opset_import: ["" : 20]>
+weights (float[batch, 40] x) => (float[batch, 60] y)
+<float[1] scale = {0.1}, int8[1] zero = {0}>
+{
+    turned = Transpose <perm: ints = [1, 0]> (weight)
+    doubled = Add (turned, turned)
+    size = Shape <start: int = 0, end: int = 1> (weight)
+    row = ReduceSum (weight)
+    stored = QuantizeLinear (weight, scale, zero)
+    read = DequantizeLinear (stored, scale, zero)
+    back = Transpose (read)
+    first = MatMul (x, doubled)
+    second = MatMul (x, back)
+    sum = Add (first, second)
+    more = Add (sum, row)
+    factor = Cast <to: int = 1> (size)
+    y = Mul (more, factor)
+}
+"""
+
+
+@pytest.fixture
+def weighty(rewrite: Rewrite) -> ModelProto:
+    model = rewrite(WEIGHTS)
+    weight = np.random.default_rng(0).standard_normal((60, 40)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
+    return model
+
+
+def test_what_follows_from_weights_alone_is_folded(weighty: ModelProto, assert_equal: AssertEqual) -> None:
+    """But what somebody quantised stays so."""
+    prepared, _ = on_models.run_passes(weighty, [prepare.PASS])
+    ops = "Add Add DequantizeLinear MatMul MatMul Mul QuantizeLinear Transpose"
+    assert sorted(node.op_type for node in prepared.graph.node) == ops.split()
+    assert_equal(weighty, prepared)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("target = Shape (w)", [6, 4, 2]),
+        ("target = Shape <start: int = 1> (w)", [4, 2]),
+        ("target = Shape <start: int = -2, end: int = -1> (w)", [4]),
+        ("s = Shape (x)  target = Gather (s, last)", [6]),
+        ("s = Shape <start: int = 1> (w)  target = Gather (s, first)", [4]),
+        ("s = Shape <start: int = 1> (w)  t = Gather (s, scalar)  target = Unsqueeze (t, first)", [4]),
+        ("s = Shape (w)  target = Slice (s, one, end)", [4, 2]),
+        ("s = Shape <start: int = 1> (x)  target = Slice (s, one, end, first, one)", [6]),
+        ("s = Shape (x)  target = Slice (s, one, end)", None),
+        ("s = Shape (x)  target = Gather (s, first)", None),
+        ("s = Shape <start: int = 2> (w)  target = Gather (s, one)", None),  # there is no such axis
+        ("s = Shape (w)  target = Slice (s, end, first, first, last)", [2, 4]),
+    ],
+)
+def test_what_is_known_of_a_shape_is_folded(rewrite: Rewrite, nodes: str, expected: list[int] | None) -> None:
+    model = rewrite(
+        """
+        <ir_version: 10, opset_import: ["" : 20]>
+        shapes (float[batch, sequence, 6] x, float[6, 4, 2] w) => (int64[n] target, float[batch, sequence, 6] y)
+        <int64[1] first = {0}, int64[1] one = {1}, int64[1] last = {-1}, int64 scalar = {0}, int64[1] end = {9}>
+        {
+            NODES
+            y = Neg (x)
+        }
+        """,
+        ("NODES", nodes),
+    )
+    graph = import_model(model)
+    prepare.fold_constants(graph)
+    value = constant_value(graph.outputs[0])
+    assert (None if value is None else value.tolist()) == expected
+
+
+def test_no_session_holds_the_weights(weighty: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are given to it beside the model."""
+    sizes = []
+    session = ort.InferenceSession
+
+    def record(model: bytes, *args: Any, **kwargs: Any) -> ort.InferenceSession:
+        sizes.append(len(model))
+        return session(model, *args, **kwargs)
+
+    monkeypatch.setattr(ort, "InferenceSession", record)
+    graph = import_model(weighty)
+    prepare.run(graph)
+    assert sizes
+    assert max(sizes) < 60 * 40 * 4
 
 
 def test_a_fused_model_may_be_prepared_and_fused_again(masked_lm: Traced) -> None:
     """Its norms leave an output out, which has neither a dtype nor a shape."""
-    again, reports = pipeline.fuse(masked_lm.fused)
-    assert [report.count for report in reports] == [0, 0, 0]
+    again, reports = on_models.fuse(masked_lm.fused)
+    assert not any(report.count for report in reports)
     assert again.graph == masked_lm.fused.graph
 
 
 def test_a_second_run_changes_nothing(rewrite: Rewrite) -> None:
-    prepared, _ = pipeline.run_passes(rewrite(TEXT), [prepare.PASS])
-    again, (report,) = pipeline.run_passes(prepared, [prepare.PASS])
+    prepared, _ = on_models.run_passes(rewrite(TEXT), [prepare.PASS])
+    again, (report,) = on_models.run_passes(prepared, [prepare.PASS])
     assert report.count == 0
     assert again.graph == prepared.graph

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from exporter.parity.metrics import measure
-from graph_passes import pipeline
 from graph_passes.errors import PassError
 from graph_passes.quantize_dynamic import quantize_weight
+from tests import on_models
 
 if TYPE_CHECKING:
     from tests.graph_passes.conftest import Traced
@@ -38,7 +38,7 @@ def weighted_products(model: ModelProto) -> list[str]:
 
 
 def test_the_products_of_the_encoder_are_quantised_and_no_others(traced: Traced) -> None:
-    model, (report,) = pipeline.change_precision(traced.fused, "int8")
+    model, (report,) = on_models.change_precision(traced.fused, "int8")
     config = traced.config
     projection = getattr(config, "embedding_size", None) not in (None, config.hidden_size)
     expected = (10 if config.add_cross_attention else 6) * config.num_hidden_layers + projection
@@ -56,7 +56,7 @@ PLAIN_ENCODERS = ("roformer-feature-extraction", "roformer-with-rotary-value-and
 
 
 def test_products_of_one_tensor_share_its_quantisation(masked_lm: Traced) -> None:
-    model, _ = pipeline.change_precision(masked_lm.fused, "int8")
+    model, _ = on_models.change_precision(masked_lm.fused, "int8")
     readers = Counter(node.input[0] for node in model.graph.node if node.op_type == "MatMulInteger")
     makers = [node for node in model.graph.node if node.op_type == "DynamicQuantizeLinear"]
     layers = masked_lm.config.num_hidden_layers
@@ -65,7 +65,7 @@ def test_products_of_one_tensor_share_its_quantisation(masked_lm: Traced) -> Non
 
 
 def test_weights_are_stored_in_int8_alone(masked_lm: Traced) -> None:
-    model, _ = pipeline.change_precision(masked_lm.fused, "int8")
+    model, _ = on_models.change_precision(masked_lm.fused, "int8")
     weights = {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "MatMulInteger":
@@ -81,11 +81,11 @@ def test_weights_are_stored_in_int8_alone(masked_lm: Traced) -> None:
 def test_the_interface_is_that_of_float32(
     traced: Traced, interface_of: Callable[[ModelProto], dict[str, list[Any]]]
 ) -> None:
-    assert interface_of(pipeline.change_precision(traced.fused, "int8")[0]) == interface_of(traced.plain)
+    assert interface_of(on_models.change_precision(traced.fused, "int8")[0]) == interface_of(traced.plain)
 
 
 def test_the_result_is_close_to_float32(traced: Traced, run: Run, make_feeds: MakeFeeds) -> None:
-    model, _ = pipeline.change_precision(traced.fused, "int8")
+    model, _ = on_models.change_precision(traced.fused, "int8")
     feeds = make_feeds(traced.fused, batch=3, sequence=11)
     expected, found = run(traced.fused, feeds), run(model, feeds)
     for name, array in expected.items():
@@ -96,9 +96,9 @@ def test_the_result_is_close_to_float32(traced: Traced, run: Run, make_feeds: Ma
 
 def test_it_runs_on_a_fused_graph_in_float32_alone(masked_lm: Traced) -> None:
     for precision in ("int8", "fp16"):
-        changed, _ = pipeline.change_precision(masked_lm.fused, precision)
+        changed, _ = on_models.change_precision(masked_lm.fused, precision)
         with pytest.raises(PassError, match="quantize_dynamic cannot run here"):
-            pipeline.change_precision(changed, "int8")
+            on_models.change_precision(changed, "int8")
 
 
 # Graphs in which one thing happens.
@@ -127,8 +127,8 @@ def compile_block(rewrite: Rewrite) -> Callable[..., tuple[ModelProto, ModelProt
             array = random.standard_normal(shape).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(array, value.name))
         del model.graph.value_info[:]
-        fused, _ = pipeline.fuse(model)
-        changed, (report,) = pipeline.change_precision(fused, "int8")
+        fused, _ = on_models.fuse(model)
+        changed, (report,) = on_models.change_precision(fused, "int8")
         return fused, changed, report
 
     return build
