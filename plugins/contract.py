@@ -1,11 +1,12 @@
 """What a custom op promises. The only place where an op's names, shapes, dtypes and tolerances are written.
 
-Shape letters: B batch, S sequence, H heads, D head size, E hidden size, P one or B.
+Shape letters: B batch, S sequence, K keys, H heads, D head size, E features, P one or B; "S|1" is either.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["DOMAIN", "AttributeSpec", "PluginContract", "TensorSpec"]
 
@@ -32,9 +33,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class AttributeSpec:
-    """A float attribute of the node, baked into the kernel as a constant."""
+    """An attribute of the node, baked into the kernel as a constant."""
 
     name: str
+    kind: Literal["float", "int", "string"]
     meaning: str
 
 
@@ -52,6 +54,8 @@ class PluginContract:
         float32_tolerance: Largest absolute difference, for inputs of unit variance, between any two float32
             implementations of the op.
         tolerance_reason: Why that much.
+        has_plugin: Whether TensorRT is to run a kernel of ours. Otherwise each lowering writes the op in standard ones:
+            compilers have better kernels for it, and a plugin would stand in their way.
     """
 
     op_type: str
@@ -62,4 +66,5 @@ class PluginContract:
     attributes: tuple[AttributeSpec, ...]
     float32_tolerance: float
     tolerance_reason: str
+    has_plugin: bool
     domain: str = DOMAIN

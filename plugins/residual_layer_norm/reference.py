@@ -11,6 +11,7 @@ __all__ = ["reference"]
 def reference(
     x: NDArray[np.generic],
     residual: NDArray[np.generic],
+    bias: NDArray[np.generic],
     gamma: NDArray[np.generic],
     beta: NDArray[np.generic],
     *,
@@ -20,13 +21,13 @@ def reference(
 
     Args:
         x, residual: (B, S, E), any float dtype.
-        gamma, beta: (E,).
+        bias, gamma, beta: (E,).
         epsilon: Added to the variance.
 
     Returns:
         y and s, (B, S, E) float64 each.
     """
-    total = x.astype(np.float64) + residual.astype(np.float64)
+    total = x.astype(np.float64) + bias.astype(np.float64) + residual.astype(np.float64)
     centred = total - total.mean(axis=-1, keepdims=True)
     variance = np.square(centred).mean(axis=-1, keepdims=True)
     normalized = centred / np.sqrt(variance + epsilon)

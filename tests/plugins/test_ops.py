@@ -10,13 +10,29 @@ from onnx import checker, helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from plugins.contract import DOMAIN
-from plugins.ops import INTERLEAVED_ROTARY, OPS, RESIDUAL_LAYER_NORM, Op
+from plugins.ops import (
+    FUSED_BIAS_GELU,
+    INTERLEAVED_ROTARY,
+    OPS,
+    RESIDUAL_LAYER_NORM,
+    SCALED_DOT_PRODUCT_ATTENTION,
+    Op,
+)
 
 each_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
 def test_the_table_holds_every_op_by_its_type() -> None:
-    assert OPS == {"InterleavedRotary": INTERLEAVED_ROTARY, "ResidualLayerNorm": RESIDUAL_LAYER_NORM}
+    assert OPS == {
+        "InterleavedRotary": INTERLEAVED_ROTARY,
+        "ResidualLayerNorm": RESIDUAL_LAYER_NORM,
+        "ScaledDotProductAttention": SCALED_DOT_PRODUCT_ATTENTION,
+        "FusedBiasGelu": FUSED_BIAS_GELU,
+    }
+
+
+def test_a_plugin_is_for_what_compilers_have_no_kernel_for() -> None:
+    assert [name for name, op in OPS.items() if op.contract.has_plugin] == ["InterleavedRotary", "ResidualLayerNorm"]
 
 
 @each_op
@@ -58,10 +74,30 @@ def test_only_trailing_outputs_may_be_left_out(op: Op) -> None:
 
 @each_op
 def test_shapes_and_dtypes_are_of_the_known_vocabulary(op: Op) -> None:
+    letters = {"B", "S", "K", "H", "D", "D/2", "E", "P", "B|1", "H|1", "S|1", "K|1"}
     for spec in (*op.contract.inputs, *op.contract.outputs):
-        assert set(spec.shape) <= {"B", "S", "H", "D", "D/2", "E", "P"}
+        assert set(spec.shape) <= letters
         assert spec.dtypes in [("float32",), ("float32", "float16", "bfloat16")]
     assert 0 < op.contract.float32_tolerance < 1e-4
+
+
+@each_op
+def test_attributes_are_of_the_known_kinds_and_told(op: Op) -> None:
+    for spec in op.contract.attributes:
+        assert spec.kind in ("float", "int", "string")
+        assert spec.meaning
+    assert op.contract.summary
+    assert op.contract.tolerance_reason
+
+
+def test_attributes_have_the_kind_that_their_use_needs() -> None:
+    kinds = {name: {spec.name: spec.kind for spec in op.contract.attributes} for name, op in OPS.items()}
+    assert kinds == {
+        "InterleavedRotary": {},
+        "ResidualLayerNorm": {"epsilon": "float"},
+        "ScaledDotProductAttention": {"scale": "float", "zero_masked_rows": "int"},
+        "FusedBiasGelu": {"approximate": "string"},
+    }
 
 
 @each_op

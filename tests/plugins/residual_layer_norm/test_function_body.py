@@ -15,12 +15,13 @@ EvaluateBody = Callable[..., list[NDArray[Any]]]
 
 
 def problem(batch: int, length: int, width: int, dtype: type, scale: float = 1.0) -> list[NDArray[Any]]:
-    """x, residual, gamma and beta; the latter two in float32, as the contract says."""
+    """x, residual, bias, gamma and beta; the latter three in float32, as the contract says."""
     random = np.random.default_rng(0)
     sums: list[NDArray[Any]] = [
         (scale * random.standard_normal((batch, length, width))).astype(dtype) for _ in range(2)
     ]
-    return sums + [random.standard_normal(width).astype(np.float32) for _ in range(2)]
+    bias = (scale * random.standard_normal(width)).astype(np.float32)
+    return [*sums, bias, *(random.standard_normal(width).astype(np.float32) for _ in range(2))]
 
 
 @pytest.mark.parametrize("keep", [1, 2], ids=["y alone", "y and s"])
@@ -54,9 +55,9 @@ def test_it_honours_its_epsilon(evaluate_body: EvaluateBody, epsilon: float) -> 
 
 def test_an_epsilon_that_is_zero_in_half_precision_still_counts(evaluate_body: EvaluateBody) -> None:
     """Without it, the rows of one value would be 0 / 0."""
-    x, residual, gamma, beta = problem(2, 3, 8, np.float16)
-    x[:], residual[:] = 1.5, 0.25
-    y, _ = evaluate_body(RESIDUAL_LAYER_NORM, (x, residual, gamma, beta), epsilon=1e-12)
+    x, residual, bias, gamma, beta = problem(2, 3, 8, np.float16)
+    x[:], residual[:], bias[:] = 1.5, 0.25, 0.125
+    y, _ = evaluate_body(RESIDUAL_LAYER_NORM, (x, residual, bias, gamma, beta), epsilon=1e-12)
     np.testing.assert_array_equal(y, np.broadcast_to(beta.astype(np.float16), y.shape))
 
 
@@ -67,7 +68,17 @@ def test_the_sum_is_normalised_before_it_is_rounded(evaluate_body: EvaluateBody)
     """
     x = np.full((1, 1, 4), 4096, dtype=np.float16)
     residual = np.array([[[0, 1, 62, 63]]], dtype=np.float16)
-    gamma, beta = np.ones(4, dtype=np.float32), np.zeros(4, dtype=np.float32)
-    y, s = evaluate_body(RESIDUAL_LAYER_NORM, (x, residual, gamma, beta), epsilon=1e-12)
+    bias, gamma, beta = (np.full(4, value, dtype=np.float32) for value in (0, 1, 0))
+    y, s = evaluate_body(RESIDUAL_LAYER_NORM, (x, residual, bias, gamma, beta), epsilon=1e-12)
     np.testing.assert_allclose(y[0, 0], np.array([-63, -61, 61, 63]) / np.sqrt(3845), rtol=5e-3)
     assert s.ravel().tolist() == [4096, 4096, 4160, 4160]
+
+
+def test_the_bias_is_added_before_anything_is_rounded(evaluate_body: EvaluateBody) -> None:
+    """In half precision, 4096 + 1 is 4096, and so is 4097 + 1; together they make 4098, which is nearer to 4100."""
+    x, residual = np.full((1, 1, 4), 4096, dtype=np.float16), np.ones((1, 1, 4), dtype=np.float16)
+    bias, gamma, beta = np.array([1, 2, 62, 63], dtype=np.float32), np.ones(4, np.float32), np.zeros(4, np.float32)
+    y, s = evaluate_body(RESIDUAL_LAYER_NORM, (x, residual, bias, gamma, beta), epsilon=1e-12)
+    assert s.ravel().tolist() == (4097 + bias).astype(np.float16).tolist() == [4096, 4100, 4160, 4160]
+    truth, _ = RESIDUAL_LAYER_NORM.reference(x, residual, bias, gamma, beta, epsilon=1e-12)
+    np.testing.assert_allclose(y, truth, rtol=5e-3)

@@ -1,0 +1,1 @@
+"""``ScaledDotProductAttention``: one attention over heads, whatever its mask."""
