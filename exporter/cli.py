@@ -14,13 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from exporter.errors import CompileError, RotaryPressError, UnavailableError, UserError
+
+if TYPE_CHECKING:
+    from exporter.fusing import FusionReport
 
 __all__ = ["app", "main"]
 
@@ -111,10 +114,16 @@ def export_verb(
 @app.command("fuse")
 @reported
 def fuse_verb(
-    source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A float32 graph, from any exporter.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx", help="A graph in float32 or half precision, from any exporter.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
     lowering: Annotated[
-        str, typer.Option(help="portable (custom ops with function bodies) or onnxruntime.")
+        str,
+        typer.Option(
+            help="portable (custom ops with function bodies), onnxruntime, native (standard ops, as TensorRT schedules "
+            "them best) or plugin (TensorRT with our plugins)."
+        ),
     ] = "portable",
     require_fused: Annotated[
         bool, typer.Option("--require-fused", help="Fail, and write nothing, if nothing fuses.")
@@ -129,11 +138,7 @@ def fuse_verb(
     if json_output:
         print_json(report.model_dump())
         return 0
-    for entry in report.passes:
-        measured = "" if entry.max_abs_difference is None else f"  (largest difference {entry.max_abs_difference:.1e})"
-        out.print(f"{entry.count:>6}  {entry.name}{measured}")
-        for miss in entry.near_misses:
-            out.print(f"{'left':>6}  {miss.node}: {miss.reason}")
+    print_fusions(report)
     out.print(f"Wrote {destination}")
     return 0
 
@@ -214,10 +219,12 @@ def inspect_verb(
     path: Annotated[Path, typer.Argument(metavar="OUT|MODEL.onnx", help="An exported folder, or a graph.")],
     json_output: Json = False,
 ) -> int:
-    """Show what an exported folder or a graph holds."""
+    """Show what an exported folder or a graph holds; of a graph also what would fuse, and what nearly would."""
     facts = inspect_folder(path) if path.is_dir() else inspect_graph(path)
+    fusions, reason = (None, None) if path.is_dir() else inspect_fusions(path, facts)
     if json_output:
-        print_json(facts)
+        document = facts if path.is_dir() else facts | {"fusions": fusions.model_dump() if fusions else reason}
+        print_json(document)
         return 0
     for key, value in facts.items():
         if isinstance(value, dict):
@@ -225,6 +232,11 @@ def inspect_verb(
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         out.print(f"{key:>10}  {value}")
+    if fusions is not None:
+        out.print(f"{'fusions':>10}")
+        print_fusions(fusions)
+    elif reason is not None:
+        out.print(f"{'fusions':>10}  {reason}")
     return 0
 
 
@@ -311,6 +323,30 @@ def inspect_graph(path: Path) -> dict[str, Any]:
         "functions": [f"{function.domain}::{function.name}" for function in model.functions],
         "ops": dict(ops.most_common()),
     }
+
+
+def inspect_fusions(path: Path, facts: dict[str, Any]) -> tuple[FusionReport | None, str | None]:
+    """What fuses in a graph, or why that cannot be told."""
+    from exporter.fusing import find_fusions
+
+    if last := next((name for name in facts["passes"] if not name.startswith(("prepare", "fuse_"))), None):
+        return None, f"not looked for: the graph went through {last}, after which nothing is fused"
+    try:
+        return find_fusions(path), None
+    except UserError as error:
+        return None, str(error)
+
+
+def print_fusions(report: FusionReport) -> None:
+    """Prints how often each fusion applied, where first, and what nearly fused."""
+    for entry in report.passes:
+        measured = "" if entry.max_abs_difference is None else f"  (largest difference {entry.max_abs_difference:.1e})"
+        out.print(f"{entry.count:>6}  {entry.name}{measured}")
+        if entry.places:
+            more = f", and {len(entry.places) - 2} more" if len(entry.places) > 2 else ""
+            out.print(f"{'at':>6}  {', '.join(place.node for place in entry.places[:2])}{more}")
+        for miss in entry.near_misses:
+            out.print(f"{'left':>6}  {miss.node}: {miss.reason}")
 
 
 def print_report(report: Any, json_output: bool, written: str) -> int:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
 from exporter.errors import PassError, UserError
@@ -13,7 +14,7 @@ from exporter.onnx_files import load_onnx, save_onnx
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
 
-__all__ = ["FusionReport", "PassEntry", "fuse"]
+__all__ = ["FusionReport", "PassEntry", "find_fusions", "fuse"]
 
 
 class MissEntry(BaseModel):
@@ -23,25 +24,41 @@ class MissEntry(BaseModel):
     reason: str
 
 
+class PlaceEntry(BaseModel):
+    """A place that was fused: the node whose result the op makes now, and the largest difference on probe inputs."""
+
+    node: str
+    difference: float
+
+
 class PassEntry(BaseModel):
-    """What one fusion found: how often, and the largest difference that was measured while it was proved."""
+    """What one fusion found: how often, where, and the largest difference that was measured while it was proved."""
 
     name: str
     count: int
     max_abs_difference: float | None
+    places: list[PlaceEntry]
     near_misses: list[MissEntry]
 
 
 class FusionReport(BaseModel):
     """What fused in one graph, and what nearly did."""
 
-    lowering: str
     passes: list[PassEntry]
 
     @property
     def count(self) -> int:
         """How many places were fused."""
         return sum(entry.count for entry in self.passes)
+
+
+def find_fusions(source: str | os.PathLike[str]) -> FusionReport:
+    """What :func:`fuse` would fuse in a graph, each place proved, and what it would not; writes nothing.
+
+    Raises:
+        UserError: If the file is not usable, or the runtime cannot run the graph.
+    """
+    return _fused(Path(source))[1]
 
 
 def fuse(
@@ -52,7 +69,7 @@ def fuse(
     require_fused: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> FusionReport:
-    """Fuses what a float32 graph of any exporter holds, and writes the result.
+    """Fuses what a graph of any exporter holds, in float32 or half precision, and writes the result.
 
     Args:
         source: An ONNX file. Its dynamic axes must have names.
@@ -69,15 +86,9 @@ def fuse(
     progress = progress or (lambda _stage: None)
     if lowering not in pipeline.LOWERINGS:
         raise UserError(f"Unknown lowering {lowering!r}; expected one of {', '.join(pipeline.LOWERINGS)}.")
-    progress("reading the graph")
     path = Path(source)
-    model = load_onnx(path)
-    progress("fusing")
-    try:
-        fused, reports = pipeline.fuse(model)
-    except PassError as error:
-        raise UserError(f"{path} cannot be fused: {error}") from error
-    report = FusionReport(lowering=lowering, passes=[_entry(found) for found in reports if found.name != "prepare"])
+    progress("reading and fusing the graph")
+    fused, report = _fused(path)
     if require_fused and not report.count:
         misses = "; ".join(f"{miss.node}: {miss.reason}" for entry in report.passes for miss in entry.near_misses[:5])
         raise PassError(f"Nothing in {path} fused. Nearest misses: {misses or 'none, nothing looked like it'}.")
@@ -87,10 +98,19 @@ def fuse(
     return report
 
 
+def _fused(path: Path) -> tuple[gs.Graph, FusionReport]:
+    try:
+        fused, reports = pipeline.fuse(load_onnx(path))
+    except PassError as error:
+        raise UserError(f"{path} cannot be fused: {error}") from error
+    return fused, FusionReport(passes=[_entry(report) for report in reports if report.name != "prepare"])
+
+
 def _entry(report: PassReport) -> PassEntry:
     return PassEntry(
         name=report.name,
         count=report.count,
-        max_abs_difference=report.max_abs_difference if report.count else None,
+        max_abs_difference=report.max_abs_difference,
+        places=[PlaceEntry(node=place.node, difference=place.difference) for place in report.places],
         near_misses=[MissEntry(node=miss.node, reason=miss.reason) for miss in report.near_misses],
     )

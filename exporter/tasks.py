@@ -6,7 +6,6 @@ Axis names: ``batch``, ``choices``, ``sequence``, ``past`` and ``encoder_sequenc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -161,24 +160,6 @@ TASKS: dict[TaskName, Task] = {
 }
 
 
-def norms(config: Any) -> int:
-    """Sums that end in a norm: two per layer, three with cross-attention, and one more.
-
-    The one is the sum of embeddings. RoBERTa-PreLayerNorm's first norm has no sum of its own, but its last one has.
-    """
-    return (3 if config.add_cross_attention else 2) * int(config.num_hidden_layers) + 1
-
-
-# Per family: how often each fusion pass must apply to a graph of this config.
-FUSIONS: dict[str, dict[str, Callable[[Any], int]]] = {
-    "roformer": {
-        "fuse_rotary": lambda config: config.num_hidden_layers * (3 if config.rotary_value else 2),
-        "fuse_residual_layer_norm": norms,
-    },
-    "roberta-prelayernorm": {"fuse_rotary": lambda _config: 0, "fuse_residual_layer_norm": norms},
-}
-
-
 def find_task(config: Any, requested: str | None) -> Task:
     """The task that was asked for, or the one that ``config.architectures`` names.
 
@@ -203,6 +184,17 @@ def find_task(config: Any, requested: str | None) -> Task:
 
 def expected_fusions(config: Any, task: Task) -> dict[str, int]:
     """How often each fusion pass must apply, by its name."""
-    if config.add_cross_attention and not task.reads_encoder:
-        config = config.model_copy(update={"add_cross_attention": False})  # its layers are there, but nothing runs them
-    return {name: count(config) for name, count in FUSIONS[config.model_type].items()}
+    layers = int(config.num_hidden_layers)
+    attentions = 2 if config.add_cross_attention and task.reads_encoder else 1  # others hold its layers, but run none
+    is_roformer = config.model_type == "roformer"
+    is_gelu = config.hidden_act in ("gelu", "gelu_new")
+    has_vocabulary = any("vocabulary" in spec.axes for spec in task.outputs)
+    return {
+        "fuse_rotary": layers * (3 if config.rotary_value else 2) if is_roformer else 0,
+        # One sum and norm after each attention and feed-forward, and one of embeddings. RoBERTa-PreLayerNorm's first
+        # norm has no sum of its own, but its last one has.
+        "fuse_residual_layer_norm": layers * (attentions + 1) + 1,
+        "fuse_attention": layers * attentions,
+        # RoBERTa's vocabulary head knows no other activation; a head on one token has no sequence axis.
+        "fuse_bias_gelu": layers * is_gelu + (has_vocabulary and (is_gelu or not is_roformer)),
+    }

@@ -126,6 +126,6 @@ def cast(
 PASS = GraphPass(
     "cast_fp16",
     run,
-    requires=("fuse_rotary", "fuse_residual_layer_norm"),
+    requires=("fuse_rotary", "fuse_residual_layer_norm", "fuse_attention", "fuse_bias_gelu"),
     forbids=("cast_fp16", "quantize_dynamic", "lower_to_onnxruntime"),
 )

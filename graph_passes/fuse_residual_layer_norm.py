@@ -1,10 +1,11 @@
 """Fuse a residual sum with the norm that follows it, however that is spelled, into ``ResidualLayerNorm``.
 
-    s = x + residual ──► any nodes ──► y        ->      y, s = ResidualLayerNorm(x, residual, gamma, beta)
+    s = x + bias + residual ──► any nodes ──► y        ->      y, s = ResidualLayerNorm(x, residual, bias, gamma, beta)
 
-x, residual: (B, S, E), equal shapes: a sum that broadcasts is left alone. s is an output of the fused node only where
-something else reads it: pre-norm encoders carry the sum on, post-norm encoders drop it. The sum of embeddings is such a
-sum too; the norm inside the first block of RoBERTa-PreLayerNorm has no sum before it and stays as it is.
+x, residual: (B, S, E), equal shapes: a sum that broadcasts is left alone. bias: (E), that of the matrix product before;
+zeros where there is none. s is an output of the fused node only where something else reads it: pre-norm encoders carry
+the sum on, post-norm encoders drop it. The sum of embeddings is such a sum too; the norm inside the first block of
+RoBERTa-PreLayerNorm has no sum before it and stays as it is.
 
 A candidate is a tensor y whose nodes take a mean, and that depends on s and constants alone. It is a norm if, in every
 observed run, y holds the numbers of the norm of s, for some of these constants as gamma, beta and epsilon. It is fused
@@ -23,9 +24,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graph_passes.equivalence import largest_difference
-from graph_passes.graph_pass import GraphPass, Mismatch, PassResult
-from graph_passes.graph_tools import constant_value, detach, producer, replace, tensor_shape, unique_name
+from graph_passes.equivalence import largest_difference, tolerance_of
+from graph_passes.graph_pass import GraphPass, Mismatch, PassResult, Place, name_of
+from graph_passes.graph_tools import FLOATS, constant_value, detach, producer, replace, tensor_shape, unique_name
 from graph_passes.observation import Observation, observe
 from graph_passes.region import boundary, first_untold, outermost, region_between, sources_of
 from plugins.ops import RESIDUAL_LAYER_NORM
@@ -77,7 +78,7 @@ class Norm(NamedTuple):
 def run(graph: gs.Graph) -> PassResult:
     """Replaces every sum and norm by one node, each verified on probes first."""
     observation = observe(graph)
-    worst, count = 0.0, 0
+    places: list[Place] = []
     missed: list[tuple[Mismatch, list[gs.Node]]] = []
     inside: set[int] = set()
     fused: set[int] = set()
@@ -86,24 +87,24 @@ def run(graph: gs.Graph) -> PassResult:
             if id(y) in inside:
                 continue
             norms = list(match(y, observation)) if may_be_normalised(y) else []
-            inside |= {id(output) for norm in norms for between in norm.nodes for output in between.outputs}
             if not norms:
                 missed += look_alikes(node, y, observation)
                 continue
             try:
-                worst = max(worst, fuse(graph, node, y, norms, observation, seed=count))
+                difference = fuse(graph, node, y, norms, observation, seed=len(places))
             except Mismatch as mismatch:
                 missed.append((mismatch, norms[0].nodes))
                 continue
-            count += 1
+            places.append(Place(name_of(node), difference))
             fused |= {id(between) for between in norms[0].nodes}
-    return PassResult(graph, count, outermost(missed, fused), worst)
+            inside |= {id(output) for norm in norms for between in norm.nodes for output in between.outputs}
+    return PassResult(graph, len(places), tuple(places[::-1]), outermost(missed, fused))
 
 
 def may_be_normalised(tensor: gs.Tensor) -> bool:
-    """Whether its shape is (B, S, E) with E of at least two features, and its dtype float32."""
+    """Whether its shape is (B, S, E) with E of at least two features, and its dtype one of the op's."""
     shape = tensor_shape(tensor)
-    if tensor.dtype != np.float32 or shape is None or len(shape) != 3:
+    if tensor.dtype not in FLOATS or shape is None or len(shape) != 3:
         return False
     return isinstance(shape[-1], int) and shape[-1] > 1
 
@@ -136,7 +137,12 @@ def look_alikes(node: gs.Node, y: gs.Tensor, observation: Observation) -> Iterat
                 return
     if node.op == "LayerNormalization" and y is node.outputs[0]:
         got = f"axis {node.attrs.get('axis', -1)} of {tensor_shape(y)} in {y.dtype}"
-        yield Mismatch(node, f"it must be a norm over the last of three axes, known and in float32; got {got}"), [node]
+        yield (
+            Mismatch(
+                node, f"it must be a norm over the last of three axes, known and in float32 or float16; got {got}"
+            ),
+            [node],
+        )
 
 
 def candidates(y: gs.Tensor, observation: Observation) -> Iterator[tuple[gs.Tensor, list[gs.Node]]]:
@@ -175,10 +181,10 @@ def constants_in(nodes: list[gs.Node], size: int) -> tuple[list[Values], list[fl
             epsilons.append(float(node.attrs.get("epsilon", 1e-5)))
         for tensor in node.inputs:
             value = None if tensor.is_empty() else constant_value(tensor)
-            if value is None or value.dtype != np.float32:
+            if value is None or value.dtype not in FLOATS:
                 continue
             if value.size == size:
-                vectors.append(value.reshape(size))
+                vectors.append(value.reshape(size).astype(np.float32))
             elif value.size == 1 and 0.0 < float(value.item()) <= LARGEST_EPSILON:
                 epsilons.append(float(value.item()))
     return [*vectors, np.ones(size, np.float32), np.zeros(size, np.float32)], epsilons[::-1]
@@ -254,26 +260,32 @@ def try_norm(
             node, f"the {untold.op} in between may do something else for numbers or sizes that no probe tries"
         )
     total, between = norm.total, {id(inner) for inner in norm.nodes}
+    x, residual, bias, biased = with_bias(graph, add)
     carries_sum = any(id(reader) not in between for reader in total.outputs) or any(
         output is total for output in graph.outputs
     )
     old = (y, total) if carries_sum else (y,)
     stem = unique_name(graph, f"{y.name}_normalised")
-    new = [gs.Variable(f"{stem}_{index}", tensor.dtype, tensor.shape) for index, tensor in enumerate(old)]
+    new = [gs.Variable(unique_name(graph, stem), tensor.dtype, tensor.shape) for tensor in old]
     # An output that is left out is named "": ONNX Runtime refuses a node with fewer outputs than its body.
     left_out = [] if carries_sum else [gs.Variable.empty()]
-    inputs = [*add.inputs, gs.Constant(f"{stem}_gamma", norm.gamma), gs.Constant(f"{stem}_beta", norm.beta)]
+    vectors = {"bias": bias, "gamma": norm.gamma, "beta": norm.beta}
+    inputs = [
+        x,
+        residual,
+        *(gs.Constant(unique_name(graph, f"{stem}_{name}"), value) for name, value in vectors.items()),
+    ]
     op = gs.Node(CONTRACT.op_type, stem, {"epsilon": norm.epsilon}, inputs, [*new, *left_out], domain=CONTRACT.domain)
     difference = largest_difference(
-        [add, *norm.nodes],
+        [*biased, add, *norm.nodes],
         [op],
         list(zip(old, new, strict=True)),
-        probes=list({id(tensor): tensor for tensor in add.inputs}.values()),
+        probes=list({id(tensor): tensor for tensor in (x, residual)}.values()),
         observation=observation,
         opset=graph.opset,
         seed=seed,
     )
-    if not difference <= CONTRACT.float32_tolerance:
+    if not difference <= tolerance_of(CONTRACT, [*biased, add, *norm.nodes]):
         detach([op])
         raise Mismatch(node, f"looks like {CONTRACT.op_type} but differs by {difference:.3g} on probe inputs")
     graph.nodes.append(op)
@@ -282,10 +294,27 @@ def try_norm(
             for reader in [reader for reader in total.outputs if id(reader) not in between]:
                 reader.inputs = [after if tensor is before else tensor for tensor in reader.inputs]
             if not any(output is total for output in graph.outputs):
-                before.name, after.name = after.name, before.name  # the one that is read is the one that was observed
+                before.name, after.name = after.name, before.name  # as ``replace`` does
                 continue
         replace(graph, before, after)
     return difference
+
+
+def with_bias(graph: gs.Graph, add: gs.Node) -> tuple[gs.Tensor, gs.Tensor, Values, list[gs.Node]]:
+    """x, residual and bias of a sum, and the node that adds the bias; zeros and no node where there is none.
+
+    It is that of one term which nothing but the sum reads: otherwise it would be added twice.
+    """
+    size = int(add.outputs[0].shape[-1])
+    for x, residual in (add.inputs, add.inputs[::-1]):
+        before = producer(x, "Add")
+        if before is None or len(x.outputs) != 1 or x is residual or any(output is x for output in graph.outputs):
+            continue
+        for term, constant in (before.inputs, before.inputs[::-1]):
+            bias = constant_value(constant)
+            if bias is not None and bias.size == size == bias.shape[-1] and tensor_shape(term) == tensor_shape(x):
+                return term, residual, bias.reshape(size).astype(np.float32), [before]
+    return add.inputs[0], add.inputs[1], np.zeros(size, np.float32), []
 
 
 PASS = GraphPass("fuse_residual_layer_norm", run, requires=("prepare",), forbids=("cast_fp16", "quantize_dynamic"))

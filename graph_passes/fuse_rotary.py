@@ -23,10 +23,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graph_passes.equivalence import largest_difference
+from graph_passes.equivalence import largest_difference, tolerance_of
 from graph_passes.errors import PassError
-from graph_passes.graph_pass import GraphPass, Mismatch, PassResult
-from graph_passes.graph_tools import constant_value, detach, producer, replace, tensor_shape, unique_name
+from graph_passes.graph_pass import GraphPass, Mismatch, PassResult, Place, name_of
+from graph_passes.graph_tools import FLOATS, constant_value, detach, producer, replace, tensor_shape, unique_name
 from graph_passes.observation import Observation, evaluator, observe
 from graph_passes.region import boundary, first_untold, outermost, region_between, sources_of
 from plugins.ops import INTERLEAVED_ROTARY
@@ -118,15 +118,18 @@ class Tables:
         tensor, nodes = angles.tensor, []
         stem = unique_name(self.graph, f"{tensor.name}_angles{angles.start}")
         rank, shape = len(tensor.shape), list(tensor.shape)
+        if tensor.dtype != np.float32:
+            tensor, before = gs.Variable(unique_name(self.graph, f"{stem}_wide"), np.float32, shape), tensor
+            nodes.append(gs.Node("Cast", tensor.name, {"to": np.float32}, [before], [tensor]))
         if rank != 3:  # (P, 1, S, ·) or (S, ·)
             op, axis = ("Squeeze", 1) if rank == 4 else ("Unsqueeze", 0)
             shape = [shape[0], *shape[2:]] if rank == 4 else [1, *shape]
-            axes = gs.Constant(f"{stem}_axes", np.array([axis]))
-            tensor, before = gs.Variable(f"{stem}_rows", tensor.dtype, shape), tensor
+            axes = gs.Constant(unique_name(self.graph, f"{stem}_axes"), np.array([axis]))
+            tensor, before = gs.Variable(unique_name(self.graph, f"{stem}_rows"), tensor.dtype, shape), tensor
             nodes.append(gs.Node(op, tensor.name, {}, [before, axes], [tensor]))
         if shape[-1] != half:
             bounds = [
-                gs.Constant(f"{stem}_{name}", np.array([value]))
+                gs.Constant(unique_name(self.graph, f"{stem}_{name}"), np.array([value]))
                 for name, value in (
                     ("start", angles.start),
                     ("end", angles.start + half * angles.step),
@@ -143,7 +146,7 @@ def run(graph: gs.Graph) -> PassResult:
     """Replaces every rotation by one node, each verified on probes first."""
     observation = observe(graph)
     tables = Tables(graph)
-    worst, count = 0.0, 0
+    places: list[Place] = []
     fused: set[int] = set()
     missed: list[tuple[Mismatch, list[gs.Node]]] = []
     for node in reversed(list(graph.nodes)):
@@ -153,22 +156,22 @@ def run(graph: gs.Graph) -> PassResult:
             for x, source, nodes in candidates(y):
                 try:
                     site = match(node, x, source, y, nodes, observation)
-                    worst = max(worst, fuse(graph, node, site, tables, observation, seed=count))
+                    difference = fuse(graph, node, site, tables, observation, seed=len(places))
                 except Mismatch as mismatch:
                     missed.append((mismatch, nodes))
                     continue
-                count += 1
+                places.append(Place(name_of(node), difference))
                 fused |= {id(between) for between in site.nodes}
                 break
     tables.drop_unused()
     missed.sort(key=lambda miss: miss[0].near_miss.reason not in FORMULAS)  # a name says more
-    return PassResult(graph, count, outermost(missed, fused), worst)
+    return PassResult(graph, len(places), tuple(places[::-1]), outermost(missed, fused))
 
 
 def may_be_rotated(tensor: gs.Tensor) -> bool:
-    """Whether its shape is (B, H, S, D) with an even D, and its dtype float32."""
+    """Whether its shape is (B, H, S, D) with an even D, and its dtype one of the op's."""
     shape = tensor_shape(tensor)
-    if tensor.dtype != np.float32 or shape is None or len(shape) != 4:
+    if tensor.dtype not in FLOATS or shape is None or len(shape) != 4:
         return False
     return isinstance(shape[-1], int) and shape[-1] % 2 == 0
 
@@ -225,7 +228,7 @@ def match(
 def angles_in(tensor: gs.Tensor, x: gs.Tensor, half: int) -> Iterator[Angles]:
     """The ways in which a tensor may hold cosines or sines for the positions of ``x``."""
     shape = tensor_shape(tensor)
-    if tensor.dtype != np.float32 or shape is None or not 2 <= len(shape) <= 4:
+    if tensor.dtype not in FLOATS or shape is None or not 2 <= len(shape) <= 4:
         return
     x_shape = tensor_shape(x) or ()
     *rows, length, columns = shape
@@ -338,7 +341,7 @@ def fuse(graph: gs.Graph, node: gs.Node, site: Site, tables: Tables, observation
         opset=graph.opset,
         seed=seed,
     )
-    if not difference <= CONTRACT.float32_tolerance:
+    if not difference <= tolerance_of(CONTRACT, site.nodes):
         detach([op])
         raise Mismatch(node, f"looks like {CONTRACT.op_type} but differs by {difference:.3g} on probe inputs")
     known = {id(existing) for existing in graph.nodes}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-__all__ = ["GraphPass", "Mismatch", "NearMiss", "PassReport", "PassResult"]
+__all__ = ["GraphPass", "Mismatch", "NearMiss", "PassReport", "PassResult", "Place", "name_of"]
 
 
 class Mismatch(Exception):  # noqa: N818  # it is no error: nothing went wrong
@@ -20,7 +20,12 @@ class Mismatch(Exception):  # noqa: N818  # it is no error: nothing went wrong
 
     def __init__(self, node: gs.Node, reason: str) -> None:
         super().__init__(reason)
-        self.near_miss = NearMiss(node.name or node.outputs[0].name, reason)
+        self.near_miss = NearMiss(name_of(node), reason)
+
+
+def name_of(node: gs.Node) -> str:
+    """What reports call a node: its name, or that of its first result."""
+    return str(node.name or node.outputs[0].name)
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,26 @@ class NearMiss:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place that was fused: the node whose result the op makes now, and the largest difference on probe inputs."""
+
+    node: str
+    difference: float
+
+
+@dataclass(frozen=True)
 class PassReport:
-    """What one pass did: how many places it changed, which it nearly changed, and the largest measured difference."""
+    """What one pass did: how many places it changed; for a fusion, which, and which it nearly fused."""
 
     name: str
     count: int
+    places: tuple[Place, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
-    max_abs_difference: float | None = None
+
+    @property
+    def max_abs_difference(self) -> float | None:
+        """The largest difference at any place; ``None`` where nothing was measured."""
+        return max((place.difference for place in self.places), default=None)
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,8 @@ class PassResult:
 
     graph: gs.Graph
     count: int
+    places: tuple[Place, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
-    max_abs_difference: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Write a fused graph, at any precision, in the ops that ONNX Runtime's CPU runs best.
 
     InterleavedRotary      ->      com.microsoft.RotaryEmbedding, where the whole batch shares its angles
-    everything else        ->      its function body, in standard ops
+    everything else        ->      standard ops
 
 Chosen by measurement (benchmarks/onnxruntime_ops.py; the figures are in benchmarks/results): the runtime's
-``RotaryEmbedding`` takes a seventh of the inlined body's time, its ``SkipLayerNormalization`` six times as long as the
+``RotaryEmbedding`` takes a seventh of the time of standard ops, its ``SkipLayerNormalization`` six times as long as the
 sum and the norm that it replaces. The engine keeps the runtime from bringing the latter back.
 """
 
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import inliner
 
 from graph_passes.graph_pass import GraphPass, PassResult
-from graph_passes.graph_tools import export_model, import_model, is_fused, tensor_shape, unique_name
-from plugins.contract import DOMAIN
+from graph_passes.graph_tools import is_fused, tensor_shape, unique_name
+from graph_passes.standard_ops import Shared, custom_ops, write_out
 from plugins.ops import INTERLEAVED_ROTARY
 
 __all__ = ["PASS"]
@@ -26,15 +25,16 @@ CONTRIB = "com.microsoft"
 
 def run(graph: gs.Graph) -> PassResult:
     """Replaces every custom op; counts them."""
-    custom = [node for node in graph.nodes if node.domain == DOMAIN]
+    custom = custom_ops(graph)
     tables: dict[int, gs.Tensor] = {}
+    shared: Shared = {}
     first_position = gs.Constant(unique_name(graph, "first_position"), np.zeros(1, dtype=np.int64))
     for node in custom:
-        shape = tensor_shape(node.inputs[1])
-        if is_fused(node, INTERLEAVED_ROTARY.contract.op_type) and shape is not None and shape[0] == 1:
+        if is_fused(node, INTERLEAVED_ROTARY.contract.op_type) and (tensor_shape(node.inputs[1]) or [0])[0] == 1:
             use_contrib_rotary(graph, node, first_position, tables)
-    graph.cleanup().toposort()
-    return PassResult(import_model(inliner.inline_local_functions(export_model(graph))), len(custom))
+        else:
+            write_out(graph, node, shared)
+    return PassResult(graph, len(custom))
 
 
 def use_contrib_rotary(
@@ -60,4 +60,4 @@ def use_contrib_rotary(
     node.outputs = [wide_y]
 
 
-PASS = GraphPass("lower_to_onnxruntime", run, requires=("fuse_rotary", "fuse_residual_layer_norm"))
+PASS = GraphPass("lower_to_onnxruntime", run, requires=("prepare",))

@@ -41,7 +41,7 @@ def run(graph: gs.Graph) -> PassResult:
             continue
         quantize(graph, node, weight, quantized)
         count += 1
-    return PassResult(graph, count, tuple(left_alone))
+    return PassResult(graph, count, near_misses=tuple(left_alone))
 
 
 def reason_to_leave(node: gs.Node, weight: NDArray[np.float32], encoder: set[int]) -> str | None:
@@ -111,6 +111,6 @@ def upstream_of_norms(graph: gs.Graph) -> set[int]:
 PASS = GraphPass(
     "quantize_dynamic",
     run,
-    requires=("fuse_rotary", "fuse_residual_layer_norm"),
+    requires=("fuse_rotary", "fuse_residual_layer_norm", "fuse_attention", "fuse_bias_gelu"),
     forbids=("cast_fp16", "quantize_dynamic", "lower_to_onnxruntime"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -97,13 +97,22 @@ def outermost(missed: Iterable[tuple[Mismatch, Sequence[gs.Node]]], fused: Colle
     return tuple(miss for miss, _ in found.values())
 
 
-def first_untold(nodes: Sequence[gs.Node]) -> gs.Node | None:
-    """The first node that may do something else for numbers or sizes that no probe tries, if there is one."""
-    return next((node for node in nodes if not _is_told(node)), None)
+def first_untold(nodes: Sequence[gs.Node], *, also: Callable[[gs.Node], bool] = lambda _node: False) -> gs.Node | None:
+    """The first node that may do something else for numbers or sizes that no probe tries, if there is one.
+
+    Args:
+        nodes: In any order.
+        also: Which other nodes of the standard are told of all the same, where they stand.
+    """
+    return next((node for node in nodes if not (_is_told(node) or (_is_standard(node) and also(node)))), None)
+
+
+def _is_standard(node: gs.Node) -> bool:
+    return node.domain in (None, "", "ai.onnx")
 
 
 def _is_told(node: gs.Node) -> bool:
-    if node.domain not in (None, "", "ai.onnx"):
+    if not _is_standard(node):
         return False
     if node.op in ON_SHAPES:
         return all(tensor.dtype is not None and not np.issubdtype(tensor.dtype, np.floating) for tensor in node.outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -276,7 +277,7 @@ def check_message(result: Result, form: str, error: str, message: str) -> None:
         lines = result.stderr.splitlines()
         assert lines[-1].startswith("error: ")
         assert message in lines[-1]
-        stages = ("loading the checkpoint", "checking onnxruntime ", "reading the graph")
+        stages = ("loading the checkpoint", "checking onnxruntime ", "reading and fusing")
         assert all(line.startswith(stages) for line in lines[:-1]), "one message, after the stages that were reached"
 
 
@@ -351,16 +352,20 @@ def test_fuse(traced: onnx.ModelProto, place: Path, form: str) -> None:
     assert (place / "fused.onnx").is_file()
     if form == "json":
         report = document(result)
-        assert report["lowering"] == "onnxruntime"
         assert [(entry["name"], entry["count"]) for entry in report["passes"]] == [
             ("fuse_rotary", 4),
             ("fuse_residual_layer_norm", 5),
+            ("fuse_attention", 2),
+            ("fuse_bias_gelu", 2),
         ]
+        assert [len(entry["places"]) for entry in report["passes"]] == [4, 5, 2, 2]
         return
-    assert result.stderr.splitlines() == ["reading the graph", "fusing", "lowering to onnxruntime"]
-    rotary, norm, written = result.stdout.splitlines()
+    assert result.stderr.splitlines() == ["reading and fusing the graph", "lowering to onnxruntime"]
+    rotary, where, norm, _, attention, *_, written = result.stdout.splitlines()
     assert rotary.startswith("     4  fuse_rotary  (largest difference ")
+    assert re.fullmatch(r"    at  \S+, \S+, and 2 more", where)
     assert norm.startswith("     5  fuse_residual_layer_norm  (largest difference ")
+    assert attention.startswith("     2  fuse_attention  (largest difference ")
     assert written == f"Wrote {place / 'fused.onnx'}"
 
 
@@ -571,7 +576,10 @@ def test_inspect_a_graph(exported: Path, form: str) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     if form == "text":
         assert "inputs  input_ids ['batch', 'sequence'], attention_mask " in result.stdout
-        assert "passes  prepare, fuse_rotary, fuse_residual_layer_norm, cast_fp16" in result.stdout
+        assert "passes  prepare, fuse_rotary, fuse_residual_layer_norm, fuse_attention, fuse_bias_gelu, cast_fp16" in (
+            result.stdout
+        )
+        assert "fusions  not looked for: the graph went through cast_fp16" in result.stdout
         return
     facts = document(result)
     assert facts["opsets"] == {"onnx": 20, "rotary_press": 1}
@@ -579,11 +587,36 @@ def test_inspect_a_graph(exported: Path, form: str) -> None:
         name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
     }
     assert facts["outputs"] == {"logits": ["batch", 3]}
-    assert facts["passes"] == ["prepare", "fuse_rotary", "fuse_residual_layer_norm", "cast_fp16"]
-    assert set(facts["functions"]) == {"rotary_press::InterleavedRotary", "rotary_press::ResidualLayerNorm"}
+    fusions = ["fuse_rotary", "fuse_residual_layer_norm", "fuse_attention", "fuse_bias_gelu"]
+    assert facts["passes"] == ["prepare", *fusions, "cast_fp16"]
+    assert set(facts["functions"]) == {
+        f"rotary_press::{name}"
+        for name in ("InterleavedRotary", "ResidualLayerNorm", "ScaledDotProductAttention", "FusedBiasGelu")
+    }
+    assert facts["fusions"].startswith("not looked for: the graph went through cast_fp16")
     assert facts["ops"]["rotary_press::InterleavedRotary"] == 4
     assert facts["ops"]["rotary_press::ResidualLayerNorm"] == 5
     assert list(facts["ops"].values()) == sorted(facts["ops"].values(), reverse=True)
+
+
+@in_both_forms
+def test_inspect_tells_what_would_fuse(traced: onnx.ModelProto, place: Path, form: str) -> None:
+    onnx.save(traced, place / "plain.onnx")
+    result = press("inspect", place / "plain.onnx", *(["--json"] if form == "json" else []))
+    assert (result.exit_code, result.stderr) == (0, "")
+    if form == "text":
+        assert "     2  fuse_attention  (largest difference " in result.stdout
+        return
+    passes = document(result)["fusions"]["passes"]
+    assert {entry["name"]: entry["count"] for entry in passes}["fuse_attention"] == 2
+
+
+def test_inspect_tells_why_nothing_can_be_told(place: Path) -> None:
+    text = NORM.replace("LayerNormalization", "theirs.Unknown").replace('"" : 20', '"" : 20, "theirs" : 1')
+    onnx.save(onnx.parser.parse_model(text), place / "foreign.onnx")
+    result = press("inspect", place / "foreign.onnx")
+    assert result.exit_code == 0
+    assert "foreign.onnx cannot be fused: ONNX Runtime cannot load the graph" in result.stdout
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,17 @@ def test_how_often_each_fusion_must_apply(family: str, values: dict[str, Any], r
     assert expected_fusions(config_of(family, **values), TASKS[name]) == {
         "fuse_rotary": rotary,
         "fuse_residual_layer_norm": 10 if crosses else 7,
+        "fuse_attention": 6 if crosses else 3,
+        "fuse_bias_gelu": 4 if name in ("fill-mask", "text-generation") else 3,
     }
+
+
+@pytest.mark.parametrize(("activation", "per_layer"), [("gelu", 1), ("gelu_new", 1), ("relu", 0), ("silu", 0)])
+@pytest.mark.parametrize(("family", "head"), [("roformer", 0), ("roberta-prelayernorm", 1)])
+def test_only_gelus_are_expected_to_fuse_as_such(family: str, head: int, activation: str, per_layer: int) -> None:
+    """The vocabulary head of RoBERTa-PreLayerNorm has one whatever the config says."""
+    counts = expected_fusions(config_of(family, hidden_act=activation), TASKS["fill-mask"])
+    assert counts["fuse_bias_gelu"] == 3 * per_layer + max(per_layer, head)
 
 
 def test_counting_leaves_the_config_as_it_is() -> None:

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from graph_passes import prepare
-from graph_passes.equivalence import largest_difference
+from graph_passes.equivalence import largest_difference, observe_more, tolerance_of
 from graph_passes.graph_tools import export_model, import_model
 from graph_passes.observation import observe
 from plugins.contract import DOMAIN
@@ -29,7 +29,7 @@ norm (
     float[batch, sequence, 6] x, float[batch, sequence, 6] residual
 ) => (float[batch, sequence, 6] y, float[batch, sequence, 6] s)
 <
-    float half = {0.5}, float zero = {0}, int64[2] flat = {-1, 6},
+    float half = {0.5}, float zero = {0}, int64[2] flat = {-1, 6}, float[6] bias = {0, 0, 0, 0, 0, 0},
     float[6] gamma = {1.5, -0.5, 2, 0.75, 1, 3}, float[6] beta = {0.5, 1, -2, 0.25, -1, 0.1}
 >
 {
@@ -103,7 +103,7 @@ def judge(
 def judge_norm(
     model: ModelProto,
     *,
-    inputs: tuple[str, ...] = ("x", "residual", "gamma", "beta"),
+    inputs: tuple[str, ...] = ("x", "residual", "bias", "gamma", "beta"),
     outputs: tuple[str, ...] = ("y",),
     probes: tuple[str, ...] = ("x", "residual"),
     epsilon: float = 1e-12,
@@ -156,7 +156,7 @@ def test_one_wrong_element_shows(rewrite: Rewrite, weight: str) -> None:
     values = {known.name: numpy_helper.to_array(known) for known in model.graph.initializer}
     other = next(known for known in model.graph.initializer if known.name == "other")
     other.CopyFrom(numpy_helper.from_array(values[weight] + values["other"], "other"))
-    inputs = tuple("other" if name == weight else name for name in ("x", "residual", "gamma", "beta"))
+    inputs = tuple("other" if name == weight else name for name in ("x", "residual", "bias", "gamma", "beta"))
     assert judge_norm(model, inputs=inputs) > 0.001
 
 
@@ -276,10 +276,10 @@ def test_nodes_may_come_in_any_order_and_need_not_be_all(rewrite: Rewrite, order
 
 def test_one_tensor_may_be_read_twice(rewrite: Rewrite) -> None:
     model = rewrite(NORM, ("Add (x, residual)", "Add (x, x)"))
-    assert judge_norm(model, inputs=("x", "x", "gamma", "beta"), probes=("x",)) <= NORM_TOLERANCE
-    assert judge_norm(model, inputs=("x", "residual", "gamma", "beta")) > 0.1
+    assert judge_norm(model, inputs=("x", "x", "bias", "gamma", "beta"), probes=("x",)) <= NORM_TOLERANCE
+    assert judge_norm(model, inputs=("x", "residual", "bias", "gamma", "beta")) > 0.1
     model = rewrite(NORM, ("(s, gamma, beta)", "(s, gamma, gamma)"))
-    assert judge_norm(model, inputs=("x", "residual", "gamma", "gamma")) <= NORM_TOLERANCE
+    assert judge_norm(model, inputs=("x", "residual", "bias", "gamma", "gamma")) <= NORM_TOLERANCE
 
 
 def test_large_weights_are_judged_too(rewrite: Rewrite) -> None:
@@ -287,10 +287,11 @@ def test_large_weights_are_judged_too(rewrite: Rewrite) -> None:
     model = rewrite(NORM, ("sequence, 6]", "sequence, 1500]"))
     random = np.random.default_rng(0)
     for weight in model.graph.initializer:
-        if weight.name in ("gamma", "beta"):
-            weight.CopyFrom(numpy_helper.from_array(random.standard_normal(1500).astype(np.float32), weight.name))
+        if weight.name in ("bias", "gamma", "beta"):
+            number = random.standard_normal(1500) * (weight.name != "bias")
+            weight.CopyFrom(numpy_helper.from_array(number.astype(np.float32), weight.name))
     assert judge_norm(model) <= NORM_TOLERANCE
-    assert judge_norm(model, inputs=("x", "residual", "gamma", "gamma")) > 0.1
+    assert judge_norm(model, inputs=("x", "residual", "bias", "gamma", "gamma")) > 0.1
 
 
 def test_a_verdict_can_be_repeated(rewrite: Rewrite) -> None:
@@ -316,3 +317,154 @@ def test_judging_changes_nothing(rewrite: Rewrite) -> None:
         np.testing.assert_array_equal(numpy_helper.to_array(one), numpy_helper.to_array(two))
     assert tensors["s"].outputs[-1] is node
     assert [tensor.name for tensor in node.inputs] == ["s"]
+
+
+# Masks at the ends of their values.
+
+ATTENTION = """
+<ir_version: 10, opset_import: ["" : 20]>
+attention (
+    float[batch, 3, sequence, 6] q, float[batch, 3, sequence, 6] v, bool[batch, 1, 1, sequence] mask
+) => (float[batch, 3, sequence, 6] y)
+<float fill = {-3.4028234663852886e38}, float nothing = {0}>
+{
+    columns = Transpose <perm: ints = [0, 1, 3, 2]> (q)
+    product = MatMul (q, columns)
+    scores = Where (mask, product, fill)
+    weights = Softmax <axis: int = -1> (scores)
+    y = MatMul (weights, v)
+}
+"""
+ADDED = """
+<ir_version: 10, opset_import: ["" : 20]>
+added (
+    float[batch, 3, sequence, 6] q, float[batch, 3, sequence, 6] v, float[batch, 1, 1, sequence] mask
+) => (float[batch, 3, sequence, 6] y)
+<float nothing = {0}>
+{
+    columns = Transpose <perm: ints = [0, 1, 3, 2]> (q)
+    product = MatMul (q, columns)
+    scores = Add (product, mask)
+    weights = Softmax <axis: int = -1> (scores)
+    y = MatMul (weights, v)
+}
+"""
+GUARDED = (
+    ("weights = ", "bare = "),
+    ("    y =", "    is_nan = IsNaN (bare)\n    weights = Where (is_nan, nothing, bare)\n    y ="),
+)
+
+
+def with_infinity(model: ModelProto) -> ModelProto:
+    """The parser knows no infinite initializer."""
+    for weight in model.graph.initializer:
+        if weight.name == "fill":
+            weight.CopyFrom(numpy_helper.from_array(np.array(-np.inf, np.float32), "fill"))
+    return model
+
+
+def judge_pair(before: ModelProto, after: ModelProto, *, extremes: tuple[str, ...] = ("mask",)) -> float:
+    """The verdict on the nodes of one model in place of those of another with the same inputs."""
+    graph, other = (prepare.run(import_model(model)).graph for model in (before, after))
+    tensors = graph.tensors()
+    for node in other.nodes:
+        node.inputs = [tensors[t.name] if any(t is known for known in other.inputs) else t for t in node.inputs]
+    return largest_difference(
+        graph.nodes,
+        other.nodes,
+        [(graph.outputs[0], other.outputs[0])],
+        probes=[tensors["q"], tensors["v"]],
+        extremes=[tensors[name] for name in extremes],
+        observation=observe(graph),
+        opset=graph.opset,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("replacements", [(), GUARDED], ids=["NaN at the same places", "no NaN"])
+@pytest.mark.parametrize("text", [ATTENTION, ADDED], ids=["boolean", "float"])
+def test_the_same_at_both_ends_of_a_mask_is_the_same(
+    rewrite: Rewrite, text: str, replacements: tuple[tuple[str, str], ...]
+) -> None:
+    models = [with_infinity(rewrite(text, *replacements)) for _ in range(2)]
+    assert judge_pair(*models) <= 1e-6
+
+
+@pytest.mark.parametrize("text", [ATTENTION, ADDED], ids=["boolean", "float"])
+def test_what_a_row_without_scores_gives_shows_at_the_end_of_a_mask_alone(rewrite: Rewrite, text: str) -> None:
+    bare, guarded = (with_infinity(rewrite(text, *replacements)) for replacements in ((), GUARDED))
+    assert judge_pair(bare, guarded) == judge_pair(guarded, bare) == math.inf
+    assert judge_pair(bare, guarded, extremes=()) <= 1e-6
+
+
+def test_how_far_a_mask_hides_shows_at_its_end(rewrite: Rewrite) -> None:
+    """In a row that is hidden whole, -1e9 in place of the scores makes all the same; added to them it does not."""
+    lowest = rewrite(ATTENTION)
+    instead = rewrite(ATTENTION, ("{-3.4028234663852886e38}", "{-1e9}"))
+    added = rewrite(
+        ATTENTION,
+        ("{-3.4028234663852886e38}", "{-1e9}"),
+        ("scores = Where (mask, product, fill)", "far = Where (mask, nothing, fill)\n    scores = Add (product, far)"),
+    )
+    assert judge_pair(lowest, instead) <= 1e-6
+    assert judge_pair(instead, added, extremes=()) <= 1e-6
+    assert judge_pair(instead, added) > 1e-3
+
+
+def test_what_a_mask_that_hides_nothing_gives_shows_at_its_other_end(rewrite: Rewrite) -> None:
+    """More than two keys were never all seen in what was observed."""
+    least = "least = ReduceMin <keepdims: int = 1> (wide)\n    all = Cast <to: int = 1> (least)"
+    changed = rewrite(
+        ATTENTION,
+        ("    scores", f"    wide = Cast <to: int = 6> (mask)\n    {least}\n    scores"),
+        ("    y = MatMul (weights, v)", "    context = MatMul (weights, v)\n    y = Add (context, all)"),
+    )
+    assert judge_pair(rewrite(ATTENTION), changed, extremes=()) <= 1e-6
+    assert judge_pair(rewrite(ATTENTION), changed) > 0.05
+
+
+def test_nan_is_a_difference_where_no_mask_is_at_its_end(rewrite: Rewrite) -> None:
+    root = rewrite(ADDED, ("product = MatMul", "all = MatMul"), ("    scores", "    product = Sqrt (all)\n    scores"))
+    assert judge_pair(root, root, extremes=()) == math.inf
+    assert judge_pair(root, root) == math.inf, "the other rounds are as they were"
+
+
+# What is not in the graph yet.
+
+
+def test_new_nodes_are_observed_as_well(rewrite: Rewrite) -> None:
+    graph = prepare.run(import_model(rewrite(NORM))).graph
+    observation = observe(graph)
+    tensors = graph.tensors()
+    middle, end = gs.Variable("middle", np.float32), gs.Variable("end", np.float32)
+    nodes = [gs.Node("Neg", "one", {}, [tensors["s"]], [middle]), gs.Node("Exp", "two", {}, [middle], [end])]
+    more = observe_more(observation, nodes, [end], opset=graph.opset)
+    assert more.shape("end") == ("batch", "sequence", 6)
+    for before, after in zip(observation.runs, more.runs, strict=True):
+        assert after.sizes == before.sizes
+        assert after.values.keys() - before.values.keys() == {"end"}
+        np.testing.assert_allclose(after.values["end"], np.exp(-before.values["s"]), rtol=1e-5)
+    assert "end" not in observation.runs[0].values, "the old one stays as it was"
+
+
+@pytest.mark.parametrize("case", ["no nodes", "an unknown op", "an unseen tensor", "shapes that do not fit"])
+def test_what_cannot_be_made_is_not_observed(rewrite: Rewrite, case: str) -> None:
+    graph = prepare.run(import_model(rewrite(NORM))).graph
+    observation = observe(graph)
+    end = gs.Variable("end", np.float32)
+    given = gs.Variable("unseen", np.float32) if case == "an unseen tensor" else graph.tensors()["s"]
+    other = [gs.Constant("five", np.zeros(5, np.float32))] if case == "shapes that do not fit" else []
+    op = {"an unknown op": "Unheard", "shapes that do not fit": "Add"}.get(case, "Neg")
+    nodes = [] if case == "no nodes" else [gs.Node(op, "one", {}, [given, *other], [end])]
+    assert observe_more(observation, nodes, [end], opset=graph.opset) is observation
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(np.float32, NORM_TOLERANCE), (np.float64, NORM_TOLERANCE), (np.float16, 2.0**-11)]
+)
+def test_constants_in_half_precision_are_given_their_rounding(dtype: type, tolerance: float) -> None:
+    x, left_out, y = gs.Variable("x", np.float16), gs.Variable.empty(), gs.Variable("y", np.float16)
+    nodes = [gs.Node("Clip", "first", {}, [x, left_out], [y]), gs.Node("Mul", "second", {}, [y], [x])]
+    assert tolerance_of(RESIDUAL_LAYER_NORM.contract, nodes) == NORM_TOLERANCE, "what flows in is no constant"
+    nodes[1].inputs.append(gs.Constant("gamma", np.ones(3, dtype)))
+    assert tolerance_of(RESIDUAL_LAYER_NORM.contract, nodes) == tolerance

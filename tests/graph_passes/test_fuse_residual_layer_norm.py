@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from graph_passes import fuse_residual_layer_norm, pipeline
+from graph_passes import fuse_residual_layer_norm
 from graph_passes.graph_pass import PassReport
+from tests import on_models
 
 if TYPE_CHECKING:
     from tests.graph_passes.conftest import Traced
@@ -34,10 +35,10 @@ norm (
 LAYER_NORM = NORM[NORM.index("    y =") : NORM.rindex("}")]
 # The same in simple ops, as exporters write it where there is no such op.
 SPELLED = """
-    mean = ReduceMean <axes: ints = [-1]> (total)
+    mean = ReduceMean (total, last)
     rest = Sub (total, mean)
     square = Pow (rest, two)
-    variance = ReduceMean <axes: ints = [-1]> (square)
+    variance = ReduceMean (square, last)
     positive = Add (variance, epsilon)
     deviation = Sqrt (positive)
     normal = Div (rest, deviation)
@@ -45,10 +46,9 @@ SPELLED = """
     y = Add (scaled, beta)
 """
 SIMPLE = (
-    ('"" : 20', '"" : 17'),
     (
         "<float[6] gamma",
-        "<float two = {2}, float one = {1}, float half = {-0.5}, float epsilon = {1e-5}, float[6] gamma",
+        "<int64[1] last = {-1}, float two = {2}, float half = {-0.5}, float epsilon = {1e-5}, float[6] gamma",
     ),
     (LAYER_NORM, SPELLED),
 )
@@ -57,8 +57,12 @@ CARRIED = ("6] y)", "6] y, float[batch, sequence, 6] total)")
 
 
 def fuse(model: ModelProto) -> tuple[ModelProto, PassReport]:
-    fused, reports = pipeline.fuse(model)
+    fused, reports = on_models.fuse(model)
     return fused, next(report for report in reports if report.name == "fuse_residual_layer_norm")
+
+
+def weights_of(model: ModelProto) -> dict[str, NDArray[Any]]:
+    return {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
 
 
 def test_it_becomes_one_node_without_the_sum(rewrite: Rewrite, assert_equal: AssertEqual) -> None:
@@ -67,10 +71,11 @@ def test_it_becomes_one_node_without_the_sum(rewrite: Rewrite, assert_equal: Ass
     (node,) = fused.graph.node
     assert (node.domain, node.op_type) == ("rotary_press", "ResidualLayerNorm")
     assert (list(node.input), list(node.output)) == (
-        ["x", "residual", "y_normalised_0_gamma", "y_normalised_0_beta"],
+        ["x", "residual", "y_normalised_0_bias_0", "y_normalised_0_gamma_0", "y_normalised_0_beta_0"],
         ["y", ""],
     )
     assert [(a.name, a.f) for a in node.attribute] == [("epsilon", np.float32(1e-12))]
+    assert not weights_of(fused)[node.input[2]].any(), "there is no bias"
     assert (report.count, report.near_misses) == (1, ())
     assert report.max_abs_difference is not None
     assert 0 <= report.max_abs_difference <= 2e-5
@@ -122,7 +127,7 @@ def test_it_may_be_written_in_another_way(
         pytest.param((("Add (variance, epsilon)", "Add (epsilon, variance)"),), id="epsilon commuted"),
         pytest.param((("Mul (normal, gamma)", "Mul (gamma, normal)"),), id="gamma commuted"),
         pytest.param((("Add (scaled, beta)", "Add (beta, scaled)"),), id="beta commuted"),
-        pytest.param((("[-1]", "[2]"),), id="last axis as 2"),
+        pytest.param((("last = {-1}", "last = {2}"),), id="last axis as 2"),
         pytest.param((("float[6] gamma", "float[1, 1, 6] gamma"),), id="gamma of three axes"),
         pytest.param(
             (
@@ -178,8 +183,8 @@ def test_a_gamma_or_beta_that_is_left_out_is_written(
     plain = rewrite(NORM, *replacements)
     fused, report = fuse(plain)
     assert (report.count, [node.op_type for node in fused.graph.node]) == (1, ["ResidualLayerNorm"])
-    weights = {weight.name: numpy_helper.to_array(weight) for weight in fused.graph.initializer}
-    for name, value in zip(fused.graph.node[0].input[2:], (gamma, beta), strict=True):
+    weights = weights_of(fused)
+    for name, value in zip(fused.graph.node[0].input[3:], (gamma, beta), strict=True):
         assert value is None or weights[name].tolist() == [value] * 6
     assert_equal(plain, fused)
 
@@ -242,17 +247,17 @@ HALF = (
 )
 LIMITED = (
     *SIMPLE,
-    ("scaled = Mul (normal, gamma)", "few = Min (normal, high)\n scaled = Mul (few, gamma)"),
-    ("<float two", "<float high = {1000}, float two"),
+    ("positive = Add (variance, epsilon)", "few = Min (variance, high)\n positive = Add (few, epsilon)"),
+    ("float two", "float high = {1000}, float two"),
 )
 RMS_NORM = (*SIMPLE, ("rest = Sub (total, mean)", "rest = Identity (total)"))
 SAMPLE_VARIANCE = (
     *SIMPLE,
     (
-        "variance = ReduceMean <axes: ints = [-1]> (square)",
+        "variance = ReduceMean (square, last)",
         "all = ReduceSum (square, last)\n variance = Div (all, five)",
     ),
-    ("<float two", "<float five = {5}, int64[1] last = {-1}, float two"),
+    ("float two", "float five = {5}, float two"),
 )
 
 
@@ -263,7 +268,7 @@ SAMPLE_VARIANCE = (
         pytest.param(((ONE_SUM, "[1, sequence, 6] residual"),), "must have one shape", id="one row for all"),
         pytest.param(((ONE_SUM, "[batch, sequence, 1] residual"),), "must have one shape", id="one number per token"),
         pytest.param(CONSTANT, "a constant is no residual", id="constant"),
-        pytest.param(OTHER_AXIS, "the last of three axes, known and in float32; got axis 1", id="two axes"),
+        pytest.param(OTHER_AXIS, "the last of three axes, known and in float32 or float16; got axis 1", id="two axes"),
         pytest.param((("[batch, sequence, 6]", "[batch, 6]"),), "of ('batch', 6)", id="two-dimensional"),
         pytest.param(
             (("[batch, sequence, 6]", "[batch, 2, sequence, 6]"),), "the last of three", id="four-dimensional"
@@ -275,7 +280,11 @@ SAMPLE_VARIANCE = (
         pytest.param((("(total, gamma", "(x, gamma"),), "it comes from outside of the graph", id="input"),
         pytest.param(RMS_NORM, "it does not subtract the mean (RMSNorm)", id="RMSNorm"),
         pytest.param(SAMPLE_VARIANCE, "divided by one less than the number of features", id="variance of a sample"),
-        pytest.param((*SIMPLE, ("[-1]", "[1]")), "it normalises over axis 1, not over the features", id="other axis"),
+        pytest.param(
+            (*SIMPLE, ("last = {-1}", "last = {1}")),
+            "it normalises over axis 1, not over the features",
+            id="other axis",
+        ),
         pytest.param(LIMITED, "the Min in between may do something else for numbers or sizes that", id="limited"),
     ],
 )
@@ -288,7 +297,7 @@ def test_what_is_nearly_a_residual_norm_is_left_alone(
     assert len(report.near_misses) == 1
     assert reason in report.near_misses[0].reason
     assert report.near_misses[0].node == "y"
-    assert "LayerNormalization" in [node.op_type for node in fused.graph.node] or SIMPLE[2] in replacements
+    assert "LayerNormalization" in [node.op_type for node in fused.graph.node] or SIMPLE[1] in replacements
     assert_equal(plain, fused)
 
 
@@ -419,9 +428,130 @@ def test_a_scaled_norm_is_a_norm_and_no_near_miss(rewrite: Rewrite, assert_equal
 
 def test_a_second_run_changes_nothing(rewrite: Rewrite) -> None:
     fused, _ = fuse(rewrite(NORM, CARRIED))
-    again, (report,) = pipeline.run_passes(fused, [fuse_residual_layer_norm.PASS])
-    assert report == PassReport("fuse_residual_layer_norm", 0, (), 0.0)
+    again, (report,) = on_models.run_passes(fused, [fuse_residual_layer_norm.PASS])
+    assert report == PassReport("fuse_residual_layer_norm", 0)
     assert again.graph == fused.graph
+
+
+SUM = "    total = Add (x, residual)"
+NUMBERS = [0.5, -1.0, 2.0, 0.25, 4.0, -0.125]
+WITH_BIAS = (
+    ("<float[6] gamma", "<float[6] bias = {0.5, -1, 2, 0.25, 4, -0.125}, float[6] gamma"),
+    (SUM, "    biased = Add (x, bias)\n    total = Add (biased, residual)"),
+)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "terms"),
+    [
+        pytest.param([], ["x", "residual"], id="of the first term"),
+        pytest.param([("(x, bias)", "(bias, x)")], ["x", "residual"], id="of the first term, commuted"),
+        pytest.param([("(biased, residual)", "(residual, biased)")], ["x", "residual"], id="of the second term"),
+        pytest.param(
+            [("(x, bias)", "(bias, x)"), ("(biased, residual)", "(residual, biased)")],
+            ["x", "residual"],
+            id="of the second term, commuted",
+        ),
+        pytest.param([("float[6] bias", "float[1, 1, 6] bias")], ["x", "residual"], id="of three axes"),
+        pytest.param([("(biased, residual)", "(biased, x)")], ["x", "x"], id="of one tensor twice"),
+    ],
+)
+@pytest.mark.parametrize("outputs", [(), CARRIED], ids=["one output", "two outputs"])
+def test_a_bias_is_taken_along(
+    rewrite: Rewrite,
+    assert_equal: AssertEqual,
+    replacements: list[tuple[str, str]],
+    terms: list[str],
+    outputs: tuple[str, str] | tuple[()],
+) -> None:
+    plain = rewrite(NORM, *WITH_BIAS, *replacements, *([outputs] if outputs else []))
+    fused, report = fuse(plain)
+    (node,) = fused.graph.node
+    assert (report.count, report.near_misses, list(node.input[:2])) == (1, (), terms)
+    assert list(node.output) == (["y", "total"] if outputs else ["y", ""])
+    assert weights_of(fused)[node.input[2]].tolist() == NUMBERS
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "left"),
+    [
+        pytest.param(
+            [("6] y)", "6] y, float[batch, sequence, 6] z)"), ("    total", "    z = Neg (biased)\n    total")],
+            ["Add", "Neg", "ResidualLayerNorm"],
+            id="read elsewhere",
+        ),
+        pytest.param(
+            [("6] y)", "6] y, float[batch, sequence, 6] biased)")], ["Add", "ResidualLayerNorm"], id="an output"
+        ),
+        pytest.param([("(biased, residual)", "(biased, biased)")], ["Add", "ResidualLayerNorm"], id="added twice"),
+        pytest.param(
+            [("float[6] bias = {0.5, -1, 2, 0.25, 4, -0.125}", "float bias = {0.5}")],
+            ["Add", "ResidualLayerNorm"],
+            id="one number",
+        ),
+        pytest.param(
+            [("6] residual", "6] residual, float[6] given"), ("(x, bias)", "(x, given)")],
+            ["Add", "ResidualLayerNorm"],
+            id="computed",
+        ),
+        pytest.param(
+            [("[batch, sequence, 6]", "[batch, 6, 6]"), ("float[6] bias", "float[6, 1] bias")],
+            ["Add", "ResidualLayerNorm"],
+            id="one number per place",
+        ),
+        pytest.param([("= Add (x, bias)", "= Mul (x, bias)")], ["Mul", "ResidualLayerNorm"], id="a factor"),
+    ],
+)
+def test_what_is_no_bias_or_needed_elsewhere_stays(
+    rewrite: Rewrite, assert_equal: AssertEqual, replacements: list[tuple[str, str]], left: list[str]
+) -> None:
+    plain = rewrite(NORM, *WITH_BIAS, *replacements)
+    fused, report = fuse(plain)
+    assert (report.count, report.near_misses) == (1, ())
+    assert sorted(node.op_type for node in fused.graph.node) == left
+    (norm,) = (node for node in fused.graph.node if node.op_type == "ResidualLayerNorm")
+    assert not weights_of(fused)[norm.input[2]].any()
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize("first", ["biased", "other"])
+def test_of_two_biases_one_is_taken(rewrite: Rewrite, assert_equal: AssertEqual, first: str) -> None:
+    second = {"biased": "other", "other": "biased"}[first]
+    sums = ("(biased, residual)", f"({first}, {second})"), ("    total", "    other = Add (beta, residual)\n    total")
+    plain = rewrite(NORM, *WITH_BIAS, *sums)
+    fused, report = fuse(plain)
+    assert (report.count, report.near_misses) == (1, ())
+    assert sorted(node.op_type for node in fused.graph.node) == ["Add", "ResidualLayerNorm"]
+    norm = fused.graph.node[-1]
+    beta = [0.5, 0, -1, 0.25, 3, -0.125]
+    assert list(norm.input[:2]) == (["x", "other"] if first == "biased" else ["residual", "biased"])
+    assert weights_of(fused)[norm.input[2]].tolist() == (NUMBERS if first == "biased" else beta)
+    assert_equal(plain, fused)
+
+
+@pytest.mark.parametrize("spelled", [False, True], ids=["op", "spelled"])
+def test_half_precision_is_fused_with_its_weights_in_float32(
+    rewrite: Rewrite, run: Callable[..., Feeds], make_feeds: Callable[..., Feeds], spelled: bool
+) -> None:
+    names = ["bias", "gamma", "beta", *(["two", "epsilon"] if spelled else [])]
+    shapes = {name: "" if name in ("two", "epsilon") else "[6]" for name in names}
+    plain = rewrite(
+        NORM,
+        ("float[batch", "float16[batch"),
+        *(SIMPLE if spelled else ()),
+        *((old.replace("<float[6] gamma", "float[6] gamma"), new.removeprefix("<")) for old, new in WITH_BIAS),
+        *((f"float{shapes[name]} {name} =", f"float{shapes[name]} wide_{name} =") for name in names),
+        ("    biased", "".join(f"    {name} = Cast <to: int = 10> (wide_{name})\n" for name in names) + "    biased"),
+    )
+    fused, report = fuse(plain)
+    (node,) = fused.graph.node
+    weights = weights_of(fused)
+    assert (report.count, report.near_misses) == (1, ())
+    assert [weights[name].dtype for name in node.input[2:]] == [np.float32] * 3
+    assert weights[node.input[2]].tolist() == NUMBERS
+    feeds = make_feeds(plain)
+    np.testing.assert_allclose(run(fused, feeds)["y"], run(plain, feeds)["y"], rtol=0, atol=0.02)
 
 
 def test_real_models_fuse_as_often_as_promised(traced: Traced, assert_equal: AssertEqual) -> None:
@@ -431,6 +561,9 @@ def test_real_models_fuse_as_often_as_promised(traced: Traced, assert_equal: Ass
     assert report.count == len(fused) == traced.expected["fuse_residual_layer_norm"]
     assert report.count == (3 if traced.config.add_cross_attention else 2) * traced.config.num_hidden_layers + 1
     assert len(left) == len(report.near_misses)
+    # Each attention and feed-forward ends in a matrix product with a bias; the sum of embeddings has none.
+    weights = weights_of(traced.fused)
+    assert [bool(weights[node.input[2]].any()) for node in fused] == [False, *[True] * (report.count - 1)]
     # The embeddings' sum and the last one are dropped; in between, a pre-norm encoder carries the sum on.
     carried = [bool(node.output[1]) for node in fused]
     assert carried == [False, *["prelayernorm" in traced.name] * (report.count - 2), False]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from graph_passes import fuse_rotary, pipeline
+from graph_passes import fuse_rotary
 from graph_passes.graph_pass import PassReport
+from tests import on_models
 
 if TYPE_CHECKING:
     from tests.graph_passes.conftest import Traced
@@ -53,7 +54,7 @@ rotary (
 
 
 def fuse(model: ModelProto) -> tuple[ModelProto, PassReport]:
-    fused, reports = pipeline.fuse(model)
+    fused, reports = on_models.fuse(model)
     return fused, next(report for report in reports if report.name == "fuse_rotary")
 
 
@@ -384,7 +385,6 @@ def test_what_is_nearly_a_rotation_is_left_alone(
         pytest.param("y = Reshape (pairs, shape)", "y = Expand (x, shape)", id="no product"),
         pytest.param("y = Reshape (pairs, shape)", "y = Abs (x)", id="nothing that is used"),
         pytest.param("float[", "double[", id="float64"),
-        pytest.param("float[", "float16[", id="float16"),
     ],
 )
 def test_what_does_not_look_like_a_rotation_is_not_mentioned(
@@ -392,7 +392,7 @@ def test_what_does_not_look_like_a_rotation_is_not_mentioned(
 ) -> None:
     plain = rewrite(ROTARY, (old, new))
     fused, report = fuse(plain)
-    assert report == PassReport("fuse_rotary", 0, (), 0.0)
+    assert report == PassReport("fuse_rotary", 0)
     assert_equal(plain, fused)
 
 
@@ -482,8 +482,8 @@ def test_one_that_feeds_another_fuses_as_well(rewrite: Rewrite, assert_equal: As
 
 def test_a_second_run_changes_nothing(rewrite: Rewrite) -> None:
     fused, _ = fuse(rewrite(ROTARY))
-    again, (report,) = pipeline.run_passes(fused, [fuse_rotary.PASS])
-    assert report == PassReport("fuse_rotary", 0, (), 0.0)
+    again, (report,) = on_models.run_passes(fused, [fuse_rotary.PASS])
+    assert report == PassReport("fuse_rotary", 0)
     assert again.graph == fused.graph
 
 

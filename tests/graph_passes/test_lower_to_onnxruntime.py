@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from graph_passes import pipeline
+from tests import on_models
 
 if TYPE_CHECKING:
     from tests.graph_passes.conftest import Traced
@@ -22,8 +23,8 @@ RUNS_HERE = {"", "com.microsoft"}
 
 @pytest.mark.parametrize("precision", pipeline.PRECISIONS)
 def test_no_custom_op_is_left(masked_lm: Traced, precision: pipeline.Precision) -> None:
-    model, _ = pipeline.change_precision(masked_lm.fused, precision)
-    lowered, (report,) = pipeline.lower(model, "onnxruntime")
+    model, _ = on_models.change_precision(masked_lm.fused, precision)
+    lowered, (report,) = on_models.lower(model, "onnxruntime")
     assert not lowered.functions
     assert {node.domain for node in lowered.graph.node} <= RUNS_HERE
     assert {opset.domain for opset in lowered.opset_import if opset.domain} <= {*RUNS_HERE, "rotary_press"}
@@ -35,8 +36,8 @@ def test_no_custom_op_is_left(masked_lm: Traced, precision: pipeline.Precision) 
 def test_it_computes_what_the_portable_model_does(
     traced: Traced, run: Run, make_feeds: Callable[..., Feeds], precision: pipeline.Precision, atol: float
 ) -> None:
-    model, _ = pipeline.change_precision(traced.fused, precision)
-    lowered, _ = pipeline.lower(model, "onnxruntime")
+    model, _ = on_models.change_precision(traced.fused, precision)
+    lowered, _ = on_models.lower(model, "onnxruntime")
     for seed, (batch, sequence) in enumerate([(1, 1), (3, 17)]):
         feeds = make_feeds(model, seed=seed, batch=batch, sequence=sequence)
         expected, found = run(model, feeds), run(lowered, feeds)
@@ -49,8 +50,8 @@ def test_it_computes_what_the_portable_model_does(
 def test_the_interface_stays(
     masked_lm: Traced, interface_of: Callable[[ModelProto], dict[str, list[Any]]], precision: pipeline.Precision
 ) -> None:
-    model, _ = pipeline.change_precision(masked_lm.fused, precision)
-    assert interface_of(pipeline.lower(model, "onnxruntime")[0]) == interface_of(masked_lm.plain)
+    model, _ = on_models.change_precision(masked_lm.fused, precision)
+    assert interface_of(on_models.lower(model, "onnxruntime")[0]) == interface_of(masked_lm.plain)
 
 
 ROTATIONS = """
@@ -70,8 +71,8 @@ rotations (
 def test_a_rotation_is_lowered_whoever_shares_its_angles(
     rewrite: Callable[..., ModelProto], run: Run, make_feeds: Callable[..., Feeds], rows: str, dtype: str
 ) -> None:
-    fused, _ = pipeline.fuse(rewrite(ROTATIONS, ("ROWS", rows), ("DTYPE", dtype)))
-    lowered, (report,) = pipeline.lower(fused, "onnxruntime")
+    fused, _ = on_models.fuse(rewrite(ROTATIONS, ("ROWS", rows), ("DTYPE", dtype)))
+    lowered, (report,) = on_models.lower(fused, "onnxruntime")
     assert report.count == 2
     assert {node.domain for node in lowered.graph.node} <= RUNS_HERE
     for batch, sequence in [(1, 1), (2, 5)]:
@@ -87,14 +88,14 @@ def test_the_sum_of_a_norm_survives(
     text = """
     <ir_version: 10, opset_import: ["" : 20, "rotary_press" : 1]>
     norms (
-        float[batch, sequence, 4] x, float[batch, sequence, 4] residual, float[4] gamma, float[4] beta
+        float[batch, sequence, 4] x, float[batch, sequence, 4] residual, float[4] bias, float[4] gamma, float[4] beta
     ) => (float[batch, sequence, 4] y, float[batch, sequence, 4] s)
     {
-        y, s = rotary_press.ResidualLayerNorm <epsilon: float = 0.1> (x, residual, gamma, beta)
+        y, s = rotary_press.ResidualLayerNorm <epsilon: float = 0.1> (x, residual, bias, gamma, beta)
     }
     """
-    fused, _ = pipeline.fuse(rewrite(text))
-    lowered, _ = pipeline.lower(fused, "onnxruntime")
+    fused, _ = on_models.fuse(rewrite(text))
+    lowered, _ = on_models.lower(fused, "onnxruntime")
     assert not [node for node in lowered.graph.node if node.domain == "rotary_press"]
     feeds = make_feeds(fused, scale=0.1)
     expected, found = run(fused, feeds), run(lowered, feeds)

@@ -136,6 +136,34 @@ def test_what_random_numbers_cannot_tell_about(op: str, told: bool) -> None:
     assert (first_untold(graph.nodes) is None) == told
 
 
+@pytest.mark.parametrize(
+    ("op", "also", "untold"),
+    [
+        ("Clip (y)", set(), "Clip"),
+        ("Clip (y)", {"Clip"}, None),
+        ("Clip (y)", {"Relu"}, "Clip"),
+        ("Neg (y)", set(), None),  # what is told of by itself stays so
+        ("theirs.Clip (y)", {"Clip"}, "Clip"),  # of which nothing is known
+    ],
+)
+def test_other_ops_may_be_told_of_where_they_stand(op: str, also: set[str], untold: str | None) -> None:
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 20, "theirs" : 1]>
+    region (float[batch, 4] y) => (float[batch, 4] z)
+    {{ z = {op} }}
+    """
+    graph = import_model(parser.parse_model(text))
+    asked: list[str] = []
+
+    def is_told(node: gs.Node) -> bool:
+        asked.append(node.op)
+        return node.op in also
+
+    found = first_untold(graph.nodes, also=is_told)
+    assert (found and found.op) == untold
+    assert asked == (["Clip"] if op == "Clip (y)" else []), "it is asked of standard ops that are not told of yet"
+
+
 def test_what_reads_a_shape_alone_is_made_from_nothing(rewrite: Rewrite) -> None:
     graph = import_model(rewrite(TEXT, ("a = Mul (x, w)", "a = Shape (x)")))
     assert "x" not in sources(graph, "a")
