@@ -217,14 +217,16 @@ def run_verb(
 @reported
 def inspect_verb(
     path: Annotated[Path, typer.Argument(metavar="OUT|MODEL.onnx", help="An exported folder, or a graph.")],
+    nodes: Annotated[bool, typer.Option("--nodes", help="Of a graph, list the nodes as well.")] = False,
     json_output: Json = False,
 ) -> int:
     """Show what an exported folder or a graph holds; of a graph also what would fuse, and what nearly would."""
     facts = inspect_folder(path) if path.is_dir() else inspect_graph(path)
     fusions, reason = (None, None) if path.is_dir() else inspect_fusions(path, facts)
+    listing = list_nodes(path) if nodes and not path.is_dir() else None
     if json_output:
         document = facts if path.is_dir() else facts | {"fusions": fusions.model_dump() if fusions else reason}
-        print_json(document)
+        print_json(document | ({"nodes": listing.splitlines()} if listing else {}))
         return 0
     for key, value in facts.items():
         if isinstance(value, dict):
@@ -237,6 +239,8 @@ def inspect_verb(
         print_fusions(fusions)
     elif reason is not None:
         out.print(f"{'fusions':>10}  {reason}")
+    if listing:
+        out.print(listing)
     return 0
 
 
@@ -323,6 +327,15 @@ def inspect_graph(path: Path) -> dict[str, Any]:
         "functions": [f"{function.domain}::{function.name}" for function in model.functions],
         "ops": dict(ops.most_common()),
     }
+
+
+def list_nodes(path: Path) -> str:
+    """The nodes of a graph with their tensors, shapes and attributes, as polygraphy writes them."""
+    from polygraphy.backend.onnx.util import str_from_onnx
+
+    from exporter.onnx_files import read_onnx
+
+    return str(str_from_onnx(read_onnx(path), show_layers=True, show_attrs=True))
 
 
 def inspect_fusions(path: Path, facts: dict[str, Any]) -> tuple[FusionReport | None, str | None]:

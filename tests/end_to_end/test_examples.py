@@ -58,7 +58,8 @@ def test_example_checkpoints_are_small(name: str) -> None:
 
 def test_readme_commands_work(tmp_path: Path) -> None:
     """Runs every ``rotary-press`` line of the README's shell blocks, in order, in one folder."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines() if line.startswith("rotary-press ")]
     assert {shlex.split(command)[1] for command in commands} == {

@@ -611,6 +611,15 @@ def test_inspect_tells_what_would_fuse(traced: onnx.ModelProto, place: Path, for
     assert {entry["name"]: entry["count"] for entry in passes}["fuse_attention"] == 2
 
 
+@in_both_forms
+def test_inspect_lists_the_nodes(place: Path, form: str) -> None:
+    onnx.save(onnx.parser.parse_model(NORM), place / "plain.onnx")
+    result = press("inspect", place / "plain.onnx", "--nodes", *(["--json"] if form == "json" else []))
+    assert (result.exit_code, result.stderr) == (0, "")
+    listed = "\n".join(document(result)["nodes"]) if form == "json" else result.stdout
+    assert re.search(r"Node 0 +\| norm \[Op: LayerNormalization\]", listed)
+
+
 def test_inspect_tells_why_nothing_can_be_told(place: Path) -> None:
     text = NORM.replace("LayerNormalization", "theirs.Unknown").replace('"" : 20', '"" : 20, "theirs" : 1')
     onnx.save(onnx.parser.parse_model(text), place / "foreign.onnx")
