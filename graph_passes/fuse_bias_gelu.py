@@ -61,15 +61,16 @@ def run(graph: gs.Graph) -> PassResult:
     fused: set[int] = set()
     missed: list[tuple[Mismatch, list[gs.Node]]] = []
     for anchor in [node for node in graph.nodes if node.op in SIGMOIDAL and not node.domain]:
+        name = name_of(anchor)  # as it was: what replaces a result takes its name over
         for t, y, nodes in candidates(anchor):
-            name = next((name for name, formula in FORMULAS.items() if agrees(t, y, formula, observation)), None)
-            if name is None:
+            kind = next((kind for kind, formula in FORMULAS.items() if agrees(t, y, formula, observation)), None)
+            if kind is None:
                 continue
             try:
-                if name:
-                    raise Mismatch(anchor, name)
+                if kind:
+                    raise Mismatch(anchor, kind)
                 difference = fuse(graph, anchor, t, y, nodes, observation, seed=len(places))
-                places.append(Place(name_of(anchor), difference))
+                places.append(Place(name, difference))
                 fused |= {id(node) for node in nodes}
             except Mismatch as mismatch:
                 missed.append((mismatch, nodes))

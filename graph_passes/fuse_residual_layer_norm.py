@@ -83,6 +83,7 @@ def run(graph: gs.Graph) -> PassResult:
     inside: set[int] = set()
     fused: set[int] = set()
     for node in reversed(list(graph.nodes)):
+        name = name_of(node)  # as it was: what replaces a result takes its name over
         for y in list(node.outputs):
             if id(y) in inside:
                 continue
@@ -95,7 +96,7 @@ def run(graph: gs.Graph) -> PassResult:
             except Mismatch as mismatch:
                 missed.append((mismatch, norms[0].nodes))
                 continue
-            places.append(Place(name_of(node), difference))
+            places.append(Place(name, difference))
             fused |= {id(between) for between in norms[0].nodes}
             inside |= {id(output) for norm in norms for between in norm.nodes for output in between.outputs}
     return PassResult(graph, len(places), tuple(places[::-1]), outermost(missed, fused))

@@ -150,6 +150,7 @@ def run(graph: gs.Graph) -> PassResult:
     fused: set[int] = set()
     missed: list[tuple[Mismatch, list[gs.Node]]] = []
     for node in reversed(list(graph.nodes)):
+        name = name_of(node)  # as it was: what replaces a result takes its name over
         for y in list(node.outputs):
             if id(node) in fused or not may_be_rotated(y):
                 continue
@@ -160,7 +161,7 @@ def run(graph: gs.Graph) -> PassResult:
                 except Mismatch as mismatch:
                     missed.append((mismatch, nodes))
                     continue
-                places.append(Place(name_of(node), difference))
+                places.append(Place(name, difference))
                 fused |= {id(between) for between in site.nodes}
                 break
     tables.drop_unused()

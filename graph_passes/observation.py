@@ -9,7 +9,7 @@ follows from it is proved afterwards, on the nodes themselves (equivalence.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +160,17 @@ def _ancestors(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> list[gs.Node]:
         node = pending.pop()
         if id(node) not in wanted:
             wanted.add(id(node))
-            pending += [before for tensor in node.inputs for before in tensor.inputs]
+            pending += [before for tensor in _read_by(node) for before in tensor.inputs]
     return [node for node in graph.nodes if id(node) in wanted]
+
+
+def _read_by(node: gs.Node) -> Iterator[gs.Tensor]:
+    """What a node reads, and what the branches of an If and the bodies of loops read."""
+    yield from node.inputs
+    for inner in node.subgraphs():
+        yield from inner.outputs
+        for nested in inner.nodes:
+            yield from _read_by(nested)
 
 
 def _axes(graph: gs.Graph) -> list[int | str]:

@@ -85,14 +85,14 @@ def boundary(nodes: Sequence[gs.Node]) -> list[gs.Tensor]:
 
 
 def outermost(missed: Iterable[tuple[Mismatch, Sequence[gs.Node]]], fused: Collection[int]) -> tuple[NearMiss, ...]:
-    """One near miss per node, the first; none that holds a fused node (by id) inside or lies inside of an earlier one.
+    """One near miss per node, the first; none that holds a fused node (by id), or holds or lies in an earlier one.
 
     The product of a rotation and a scale is no near miss, and a part of one is the same one.
     """
     found: dict[str, tuple[NearMiss, set[int]]] = {}
     for mismatch, nodes in missed:
         miss, between = mismatch.near_miss, {id(node) for node in nodes}
-        if between.isdisjoint(fused) and not any(between < larger for _, larger in found.values()):
+        if between.isdisjoint(fused) and not any(between < other or between > other for _, other in found.values()):
             found.setdefault(miss.node, (miss, between))
     return tuple(miss for miss, _ in found.values())
 

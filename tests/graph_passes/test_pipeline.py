@@ -242,6 +242,36 @@ def test_a_model_that_is_too_old_is_refused(rewrite: Rewrite) -> None:
         on_models.fuse(model)
 
 
+BRANCHES = """
+<ir_version: 10, opset_import: ["" : 20]>
+branches (float[batch, sequence, 4] x, float[batch, sequence, 4] residual, bool first)
+    => (float[batch, sequence, 4] y)
+<float[4] gamma = {1, 2, 3, 4}, float[4] beta = {-1, 0, 1, 2}>
+{
+    total = Add (x, residual)
+    norm = LayerNormalization (total, gamma, beta)
+    y = If (first) <
+        then_branch = yes () => (float[batch, sequence, 4] square) { square = Mul (norm, norm) },
+        else_branch = no () => (float[batch, sequence, 4] sum) { sum = Add (total, norm) }
+    >
+}
+"""
+
+
+def test_what_branches_read_is_fused_around_them(
+    rewrite: Rewrite, run: Callable[[ModelProto, Feeds], Feeds], make_feeds: Callable[..., Feeds]
+) -> None:
+    plain = rewrite(BRANCHES)
+    fused, reports = on_models.fuse(plain)
+    places = {report.name: report.places for report in reports}
+    assert [place.node for place in places["fuse_residual_layer_norm"]] == ["norm"]
+    for lowering in ("portable", "onnxruntime", "native"):
+        lowered, _ = on_models.lower(fused, lowering)
+        for first in (True, False):
+            feeds = make_feeds(plain, batch=3, sequence=7) | {"first": np.array(first)}
+            np.testing.assert_allclose(run(lowered, feeds)["y"], run(plain, feeds)["y"], rtol=1e-5, atol=1e-5)
+
+
 # The graphs of real models, as they are meant to be.
 
 
