@@ -203,8 +203,7 @@ def readings(
     runs = [run_.values for run_ in observation.runs]
     vectors = list(vectors)
     for epsilon in epsilons:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            normal = [formula(values[source.name].astype(np.float64), epsilon) for values in runs]
+        normal = [formula(values[source.name].astype(np.float64), epsilon) for values in runs]
         for gamma, beta in itertools.permutations(vectors, 2):
             if all(
                 is_near(
