@@ -229,10 +229,11 @@ def ratio_of(operand: Operand, factor: gs.Tensor, observation: Observation, *, t
     """The number that gives the factor when it multiplies the operand, if it is the same in every observed run."""
     first: float | None = None
     for run_ in observation.runs:
-        whole = run_.values[factor.name].astype(np.float64)
-        whole = whole.swapaxes(-1, -2) if transposed else whole
-        part = run_.values.get(operand.tensor.name)
-        if part is None or part.ndim != 4 or (part := operand.read(part)).shape != whole.shape:
+        whole, part = run_.values.get(factor.name), run_.values.get(operand.tensor.name)
+        if whole is None or part is None or whole.ndim != 4 or part.ndim != 4:
+            return None  # a constant, say
+        whole, part = whole.swapaxes(-1, -2) if transposed else whole, operand.read(part)
+        if whole.shape != part.shape:
             return None
         first = least_squares(part, whole) if first is None else first
         if not (first and is_near(first * part, whole)):

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from graph_passes import prepare
-from graph_passes.equivalence import largest_difference, observe_more, tolerance_of
+from graph_passes.equivalence import difference_of_results, largest_difference, observe_more, tolerance_of
 from graph_passes.graph_tools import export_model, import_model
 from graph_passes.observation import observe
 from plugins.contract import DOMAIN
@@ -468,3 +468,28 @@ def test_constants_in_half_precision_are_given_their_rounding(dtype: type, toler
     assert tolerance_of(RESIDUAL_LAYER_NORM.contract, nodes) == NORM_TOLERANCE, "what flows in is no constant"
     nodes[1].inputs.append(gs.Constant("gamma", np.ones(3, dtype)))
     assert tolerance_of(RESIDUAL_LAYER_NORM.contract, nodes) == tolerance
+
+
+TEXTS = """
+<ir_version: 10, opset_import: ["" : 20]>
+words (float[batch] x) => (string[batch] y, bool[batch] z, int64[batch] n)
+<float zero = {0}, string yes = {"yes"}, string no = {"no"}>
+{ z = Greater (x, zero)  y = Where (z, yes, no)  n = Cast <to: int = 7> (x) }
+"""
+
+
+def test_results_that_are_no_floats_are_compared(rewrite: Callable[..., ModelProto]) -> None:
+    same, other = (import_model(rewrite(TEXTS, ("Greater", op))) for op in ("Greater", "GreaterOrEqual"))
+    assert difference_of_results(same, other) == 0.0, "no number is zero"
+    different = import_model(rewrite(TEXTS, ("Greater", "Less")))
+    assert difference_of_results(same, different) == float("inf")
+
+
+def test_results_may_be_the_same_infinity(rewrite: Callable[..., ModelProto]) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    quotient (float[batch, 3] x) => (float[batch, 3] y) <float zero = {0}> { y = Div (x, zero) }
+    """
+    same, negative = import_model(rewrite(text)), import_model(rewrite(text, ("zero = {0}", "zero = {-0.0}")))
+    assert difference_of_results(same, same) == 0.0
+    assert difference_of_results(same, negative) == float("inf")

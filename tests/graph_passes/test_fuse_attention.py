@@ -899,3 +899,24 @@ def test_real_models_fuse_as_often_as_promised(get_traced: Callable[[str], Trace
     assert report.count == config.num_hidden_layers * (2 if config.add_cross_attention else 1)
     assert "Softmax" not in operators(traced.fused)
     assert [node["scale"] for node in found] == pytest.approx([scale] * len(found), rel=1e-6)
+
+
+@pytest.mark.parametrize("weighed", ["x", "table"])
+def test_a_product_with_a_constant_is_no_attention(rewrite: Rewrite, assert_same: AssertSame, weighed: str) -> None:
+    """A memory of four places: keys, or keys and values, are constants."""
+    plain = rewrite(
+        """
+        <ir_version: 10, opset_import: ["" : 20]>
+        memory (float[batch, 2, sequence, 4] q, float[batch, 2, 4, 4] x) => (float[batch, 2, sequence, 4] y)
+        <float[4, 4] table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}>
+        {
+            scores = MatMul (q, table)
+            weights = Softmax <axis: int = -1> (scores)
+            y = MatMul (weights, x)
+        }
+        """,
+        ("(weights, x)", f"(weights, {weighed})"),
+    )
+    fused, report = fuse(plain)
+    assert report.count == 0
+    assert_same(plain, fused)
