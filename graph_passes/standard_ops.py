@@ -42,12 +42,11 @@ class Writer:
         *inputs: gs.Tensor,
         dtype: Any = None,
         output: gs.Tensor | None = None,
-        domain: str | None = None,
         **attrs: Any,
     ) -> gs.Tensor:
         """The result of a new node: ``output`` if it is given, else a new tensor, of ``dtype`` or the first input's."""
         made = output if output is not None else gs.Variable(self._name(op), dtype or inputs[0].dtype)
-        self.graph.nodes.append(gs.Node(op, self._name(f"{op}_node"), attrs, list(inputs), [made], domain=domain))
+        self.graph.nodes.append(gs.Node(op, self._name(f"{op}_node"), attrs, list(inputs), [made]))
         return made
 
     def constant(self, value: Any, dtype: Any = np.int64) -> gs.Constant:

@@ -45,9 +45,10 @@ def trace_tiny(name: str) -> Traced:
     return Traced(name, known.config, known.plain, fused, {report.name: report for report in reports}, expected)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _cheap_collections() -> None:
-    """The compiler collects garbage after each run: what torch keeps for good (more after a trace) need not be seen."""
+    """The compiler collects garbage after each run: what torch and other tests keep for good need not be seen."""
+    gc.collect()
     gc.freeze()
 
 
