@@ -222,11 +222,12 @@ def inspect_verb(
 ) -> int:
     """Show what an exported folder or a graph holds; of a graph also what would fuse, and what nearly would."""
     facts = inspect_folder(path) if path.is_dir() else inspect_graph(path)
-    fusions, reason = (None, None) if path.is_dir() else inspect_fusions(path, facts)
+    fusions = None if path.is_dir() else inspect_fusions(path, facts)
     listing = list_nodes(path) if nodes and not path.is_dir() else None
     if json_output:
-        document = facts if path.is_dir() else facts | {"fusions": fusions.model_dump() if fusions else reason}
-        print_json(document | ({"nodes": listing.splitlines()} if listing else {}))
+        if fusions is not None:
+            facts["fusions"] = fusions if isinstance(fusions, str) else fusions.model_dump()
+        print_json(facts | ({"nodes": listing.splitlines()} if listing else {}))
         return 0
     for key, value in facts.items():
         if isinstance(value, dict):
@@ -234,11 +235,11 @@ def inspect_verb(
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         out.print(f"{key:>10}  {value}")
-    if fusions is not None:
+    if isinstance(fusions, str):
+        out.print(f"{'fusions':>10}  {fusions}")
+    elif fusions is not None:
         out.print(f"{'fusions':>10}")
         print_fusions(fusions)
-    elif reason is not None:
-        out.print(f"{'fusions':>10}  {reason}")
     if listing:
         out.print(listing)
     return 0
@@ -338,16 +339,16 @@ def list_nodes(path: Path) -> str:
     return str(str_from_onnx(read_onnx(path), show_layers=True, show_attrs=True))
 
 
-def inspect_fusions(path: Path, facts: dict[str, Any]) -> tuple[FusionReport | None, str | None]:
+def inspect_fusions(path: Path, facts: dict[str, Any]) -> FusionReport | str:
     """What fuses in a graph, or why that cannot be told."""
     from exporter.fusing import find_fusions
 
     if last := next((name for name in facts["passes"] if not name.startswith(("prepare", "fuse_"))), None):
-        return None, f"not looked for: the graph went through {last}, after which nothing is fused"
+        return f"not looked for: the graph went through {last}, after which nothing is fused"
     try:
-        return find_fusions(path), None
+        return find_fusions(path)
     except UserError as error:
-        return None, str(error)
+        return str(error)
 
 
 def print_fusions(report: FusionReport) -> None:

@@ -20,7 +20,7 @@ from graph_passes.observation import CANNOT_RUN, Arrays, Observation, Run, obser
 from graph_passes.region import boundary
 from plugins.contract import PluginContract
 
-__all__ = ["difference_of_results", "largest_difference", "observe_more", "tolerance_of"]
+__all__ = ["difference_of_results", "is_near", "largest_difference", "observe_more", "tolerance_of"]
 
 # Besides unit variance: a scale at which a forgotten epsilon or a forgotten normalisation shows.
 SCALES = (1.0, 0.01)
@@ -125,6 +125,12 @@ def tolerance_of(contract: PluginContract, nodes: Iterable[gs.Node]) -> float:
     constants = (constant_value(tensor) for node in nodes for tensor in node.inputs if not tensor.is_empty())
     is_rounded = any(value is not None and value.dtype == np.float16 for value in constants)
     return max(contract.float32_tolerance, HALF_ROUNDING if is_rounded else 0.0)
+
+
+def is_near(expected: NDArray[Any], found: NDArray[Any], tolerance: float) -> bool:
+    """Whether two arrays of one shape differ by no more than a part of the largest number, or of one."""
+    difference = np.abs(expected - found).max(initial=0.0)
+    return bool(difference <= tolerance * max(1.0, float(np.abs(expected).max(initial=0.0))))
 
 
 def observe_more(

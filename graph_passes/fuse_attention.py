@@ -23,11 +23,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graph_passes.equivalence import largest_difference, observe_more, tolerance_of
+from graph_passes.equivalence import is_near, largest_difference, observe_more, tolerance_of
 from graph_passes.graph_pass import GraphPass, Mismatch, PassResult, Place, name_of
 from graph_passes.graph_tools import FLOATS, constant_value, detach, producer, replace, tensor_shape, unique_name
 from graph_passes.observation import Observation, observe
-from graph_passes.region import BARRIERS, boundary, first_untold, region_between, sources_of
+from graph_passes.region import BARRIERS, boundary, check_told, region_between, sources_of
 from plugins.ops import SCALED_DOT_PRODUCT_ATTENTION
 
 __all__ = ["PASS"]
@@ -80,7 +80,7 @@ class Extra:
         """The one output of such a node."""
         key = (op, *(_identity(tensor) for tensor in inputs), *sorted((name, str(attrs[name])) for name in attrs))
         if key not in self.made:
-            self.made[key] = gs.Variable(unique_name(self.graph, f"attention_{op.lower()}_{len(self.nodes)}"), dtype)
+            self.made[key] = gs.Variable(unique_name(self.graph, f"attention_{op.lower()}"), dtype)
             self.nodes.append(gs.Node(op, self.made[key].name, attrs, inputs, [self.made[key]]))
         return self.made[key]
 
@@ -88,7 +88,7 @@ class Extra:
         """A constant of that value."""
         key = ("Constant", value.dtype.str, value.shape, value.tobytes())
         if key not in self.made:
-            self.made[key] = gs.Constant(unique_name(self.graph, f"attention_{name}_{len(self.made)}"), value)
+            self.made[key] = gs.Constant(unique_name(self.graph, f"attention_{name}"), value)
         return self.made[key]
 
     def behind(self, tensor: gs.Tensor) -> list[gs.Node]:
@@ -236,7 +236,7 @@ def ratio_of(operand: Operand, factor: gs.Tensor, observation: Observation, *, t
         if whole.shape != part.shape:
             return None
         first = least_squares(part, whole) if first is None else first
-        if not (first and is_near(first * part, whole)):
+        if not (first and is_near(first * part, whole, NEAR)):
             return None
     return first
 
@@ -246,12 +246,6 @@ def least_squares(part: NDArray[Any], whole: NDArray[Any]) -> float:
     part = part.astype(np.float64)
     square = float(np.sum(part * part))
     return float(np.sum(part * whole)) / square if square else 0.0
-
-
-def is_near(expected: NDArray[Any], found: NDArray[Any]) -> bool:
-    """Whether two arrays are alike but for rounding."""
-    difference = np.abs(expected - found).max(initial=0.0)
-    return bool(difference <= NEAR * max(1.0, float(np.abs(expected).max(initial=0.0))))
 
 
 def in_order(graph: gs.Graph, nodes: list[gs.Node]) -> list[gs.Node]:
@@ -295,7 +289,7 @@ def scale_of(site: Site, mask: gs.Tensor, observation: Observation) -> float | N
         seen = (added > HIDDEN) & np.isfinite(added)
         product, rest = (q @ k.swapaxes(-1, -2))[seen], scores[seen] - added[seen]
         scale = least_squares(product, rest) if scale is None else scale
-        if not (np.isfinite(rest).all() and is_near(scale * product, rest)):
+        if not (np.isfinite(rest).all() and is_near(scale * product, rest, NEAR)):
             return None
     meant = (1 / math.sqrt(q.shape[-1]), 1.0)
     return next((exact for exact in meant if scale is not None and abs(scale / exact - 1) < ROUNDING), scale)
@@ -320,10 +314,7 @@ def check_what_is_between(graph: gs.Graph, softmax: gs.Node, site: Site) -> None
         Mismatch: If one may do something else beyond what probes try, or what it makes is read elsewhere.
     """
     inside = {id(output) for node in site.nodes for output in node.outputs}
-    if untold := first_untold(site.nodes, also=lambda node: is_masking(node, inside)):
-        raise Mismatch(
-            softmax, f"the {untold.op} in between may do something else for numbers or sizes that no probe tries"
-        )
+    check_told(softmax, site.nodes, also=lambda node: is_masking(node, inside))
     if is_read_outside(graph, site.nodes, but=site.y):
         raise Mismatch(softmax, "an intermediate result of it, scores or weights, is read elsewhere")
     known = {id(tensor) for tensor in (site.q.tensor, site.k.tensor, site.v.tensor, *boundary(site.masking))}

@@ -17,11 +17,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graph_passes.equivalence import largest_difference, tolerance_of
+from graph_passes.equivalence import is_near, largest_difference, tolerance_of
 from graph_passes.graph_pass import GraphPass, Mismatch, PassResult, Place, name_of
-from graph_passes.graph_tools import FLOATS, constant_value, detach, producer, replace, tensor_shape, unique_name
+from graph_passes.graph_tools import FLOATS, detach, producer, replace, split_bias, tensor_shape, unique_name
 from graph_passes.observation import Observation, observe
-from graph_passes.region import boundary, first_untold, outermost, region_between, sources_of
+from graph_passes.region import boundary, check_told, outermost, region_between, sources_of
 from plugins.ops import FUSED_BIAS_GELU
 
 __all__ = ["PASS"]
@@ -111,8 +111,7 @@ def agrees(t: gs.Tensor, y: gs.Tensor, formula: Formula, observation: Observatio
         if t.name not in run_.values or y.name not in run_.values:
             return False
         expected = formula(run_.values[t.name].astype(np.float64))
-        worst = np.abs(expected - run_.values[y.name]).max(initial=0.0)
-        if not worst <= NEAR * max(1.0, float(np.abs(expected).max(initial=0.0))):
+        if not is_near(expected, run_.values[y.name], NEAR):
             return False
     return True
 
@@ -137,19 +136,18 @@ def fuse(
     if add is None:
         source = producer(t)
         raise Mismatch(anchor, f"its input is no sum: it comes from {source.op if source else 'outside of the graph'}")
-    values = [constant_value(tensor) for tensor in add.inputs]
-    x, bias = add.inputs[values[0] is not None], next((value for value in values if value is not None), np.empty(0))
-    if tensor_shape(x) != shape or bias.size != shape[-1]:
+    terms = split_bias(t)
+    if terms is None:
         raise Mismatch(anchor, "the terms of its input must be a tensor and a constant with one number per feature")
+    x, bias = terms
     if len(shape) != 3:
         raise Mismatch(anchor, f"its input must have three axes, (B, S, E); got {shape}")
     inside = {id(node) for node in nodes}
     if any(output is t for output in graph.outputs) or any(id(reader) not in inside for reader in t.outputs):
         raise Mismatch(anchor, f"the sum, {t.name}, is read elsewhere")
-    if untold := first_untold(nodes, also=lambda node: node.op in SIGMOIDAL):
-        raise Mismatch(anchor, f"the {untold.op} in between may do something else for numbers that no probe tries")
+    check_told(anchor, nodes, also=lambda node: node.op in SIGMOIDAL)
     stem = unique_name(graph, f"{y.name}_activated")
-    vector = gs.Constant(unique_name(graph, f"{stem}_bias"), bias.reshape(-1).astype(np.float32))
+    vector = gs.Constant(unique_name(graph, f"{stem}_bias"), bias.astype(np.float32))
     found: list[tuple[float, gs.Node]] = []
     for approximate in ("none", "tanh"):
         new = gs.Variable(stem, y.dtype, y.shape)

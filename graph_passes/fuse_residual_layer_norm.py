@@ -24,11 +24,20 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graph_passes.equivalence import largest_difference, tolerance_of
+from graph_passes.equivalence import is_near, largest_difference, tolerance_of
 from graph_passes.graph_pass import GraphPass, Mismatch, PassResult, Place, name_of
-from graph_passes.graph_tools import FLOATS, constant_value, detach, producer, replace, tensor_shape, unique_name
+from graph_passes.graph_tools import (
+    FLOATS,
+    constant_value,
+    detach,
+    producer,
+    replace,
+    split_bias,
+    tensor_shape,
+    unique_name,
+)
 from graph_passes.observation import Observation, observe
-from graph_passes.region import boundary, first_untold, outermost, region_between, sources_of
+from graph_passes.region import boundary, check_told, outermost, region_between, sources_of
 from plugins.ops import RESIDUAL_LAYER_NORM
 
 __all__ = ["PASS"]
@@ -210,15 +219,11 @@ def readings(
                     alone * (values[gamma.name] if isinstance(gamma, gs.Tensor) else gamma)
                     + (values[beta.name] if isinstance(beta, gs.Tensor) else beta),
                     values[y.name],
+                    NEAR,
                 )
                 for alone, values in zip(normal, runs, strict=True)
             ):
                 yield gamma, beta, epsilon
-
-
-def is_near(expected: Values, found: Values) -> bool:
-    """Whether two arrays are alike but for rounding."""
-    return bool(np.abs(expected - found).max() <= NEAR * max(1.0, float(np.abs(expected).max())))
 
 
 def fuse(
@@ -255,10 +260,7 @@ def try_norm(
         raise Mismatch(node, "a constant is no residual")
     if shapes[0] != shapes[1]:
         raise Mismatch(node, f"both terms of the sum must have one shape; got {shapes[0]} and {shapes[1]}")
-    if untold := first_untold(norm.nodes):
-        raise Mismatch(
-            node, f"the {untold.op} in between may do something else for numbers or sizes that no probe tries"
-        )
+    check_told(node, norm.nodes)
     total, between = norm.total, {id(inner) for inner in norm.nodes}
     x, residual, bias, biased = with_bias(graph, add)
     carries_sum = any(id(reader) not in between for reader in total.outputs) or any(
@@ -305,16 +307,12 @@ def with_bias(graph: gs.Graph, add: gs.Node) -> tuple[gs.Tensor, gs.Tensor, Valu
 
     It is that of one term which nothing but the sum reads: otherwise it would be added twice.
     """
-    size = int(add.outputs[0].shape[-1])
     for x, residual in (add.inputs, add.inputs[::-1]):
-        before = producer(x, "Add")
-        if before is None or len(x.outputs) != 1 or x is residual or any(output is x for output in graph.outputs):
-            continue
-        for term, constant in (before.inputs, before.inputs[::-1]):
-            bias = constant_value(constant)
-            if bias is not None and bias.size == size == bias.shape[-1] and tensor_shape(term) == tensor_shape(x):
-                return term, residual, bias.reshape(size).astype(np.float32), [before]
-    return add.inputs[0], add.inputs[1], np.zeros(size, np.float32), []
+        terms = split_bias(x)
+        is_shared = len(x.outputs) != 1 or x is residual or any(output is x for output in graph.outputs)
+        if terms is not None and not is_shared:
+            return terms[0], residual, terms[1].astype(np.float32), list(x.inputs)
+    return add.inputs[0], add.inputs[1], np.zeros(int(add.outputs[0].shape[-1]), np.float32), []
 
 
 PASS = GraphPass("fuse_residual_layer_norm", run, requires=("prepare",), forbids=("cast_fp16", "quantize_dynamic"))

@@ -23,12 +23,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graph_passes.equivalence import largest_difference, tolerance_of
+from graph_passes.equivalence import is_near, largest_difference, tolerance_of
 from graph_passes.errors import PassError
 from graph_passes.graph_pass import GraphPass, Mismatch, PassResult, Place, name_of
 from graph_passes.graph_tools import FLOATS, constant_value, detach, producer, replace, tensor_shape, unique_name
 from graph_passes.observation import Observation, evaluator, observe
-from graph_passes.region import boundary, first_untold, outermost, region_between, sources_of
+from graph_passes.region import boundary, check_told, outermost, region_between, sources_of
 from plugins.ops import INTERLEAVED_ROTARY
 
 __all__ = ["PASS"]
@@ -251,7 +251,7 @@ def agrees(x: gs.Tensor, y: gs.Tensor, cos: Angles, sin: Angles, formula: Formul
         found = run_.values[y.name]
         if expected.shape != found.shape:
             return False
-        if not np.abs(expected - found).max(initial=0.0) <= NEAR * max(1.0, float(np.abs(expected).max(initial=0.0))):
+        if not is_near(expected, found, NEAR):
             return False
     return True
 
@@ -262,10 +262,7 @@ def check_what_is_between(node: gs.Node, site: Site) -> None:
     Raises:
         Mismatch: If one may do something else beyond what probes try, or reads numbers that are none of the op's.
     """
-    if untold := first_untold(site.nodes):
-        raise Mismatch(
-            node, f"the {untold.op} in between may do something else for numbers or sizes that no probe tries"
-        )
+    check_told(node, site.nodes)
     known = (site.source, site.cos.tensor, site.sin.tensor)
     rows = [angles.tensor.shape[0] if len(angles.tensor.shape) > 2 else 1 for angles in (site.cos, site.sin)]
     if rows[0] != rows[1]:

@@ -41,6 +41,7 @@ __all__ = [
     "producer",
     "replace",
     "skeleton",
+    "split_bias",
     "tensor_shape",
     "unique_name",
     "with_weights_as_inputs",
@@ -255,6 +256,18 @@ def constant_value(tensor: gs.Tensor) -> NDArray[Any] | None:
         return np.asarray(tensor.values)
     node = producer(tensor, "Constant")
     return np.asarray(node.attrs["value"].values) if node is not None and "value" in node.attrs else None
+
+
+def split_bias(tensor: gs.Tensor) -> tuple[gs.Tensor, NDArray[Any]] | None:
+    """The terms of a tensor (…, E) that is the sum of one like it and a constant (E): a product and its bias, say."""
+    shape, add = tensor_shape(tensor), producer(tensor, "Add")
+    if add is None or not shape:
+        return None
+    for term, vector in (add.inputs, add.inputs[::-1]):
+        bias = constant_value(vector)
+        if bias is not None and bias.shape[-1:] == shape[-1:] == (bias.size,) and tensor_shape(term) == shape:
+            return term, bias.reshape(-1)
+    return None
 
 
 def tensor_shape(tensor: gs.Tensor) -> tuple[int | str, ...] | None:

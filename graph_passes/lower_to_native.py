@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graph_passes.graph_pass import GraphPass, PassResult
-from graph_passes.graph_tools import constant_value, is_fused, producer, tensor_shape, unique_name
+from graph_passes.graph_tools import constant_value, is_fused, producer, split_bias, tensor_shape, unique_name
 from graph_passes.standard_ops import FLOAT32, Shared, Writer, angles_of_heads, custom_ops, is_zero, write_out
 from plugins.ops import INTERLEAVED_ROTARY, RESIDUAL_LAYER_NORM, SCALED_DOT_PRODUCT_ATTENTION
 
@@ -112,15 +112,18 @@ def projection(graph: gs.Graph, tensor: gs.Tensor) -> Projection | None:
         angles = (rest[0], rest[1])
     transpose = before(tensor, "Transpose")
     reshape = before(transpose.inputs[0], "Reshape") if transpose and transpose.attrs["perm"] == [0, 2, 1, 3] else None
-    add = before(reshape.inputs[0], "Add") if reshape else None
-    if add is None or len(tensor_shape(add.outputs[0]) or ()) != 3:
+    terms = split_bias(reshape.inputs[0]) if reshape and before(reshape.inputs[0]) else None
+    if reshape is None or terms is None:
         return None
-    for term, vector in (add.inputs, add.inputs[::-1]):
-        bias, matmul = constant_value(vector), before(term, "MatMul")
-        weight = constant_value(matmul.inputs[1]) if matmul else None
-        if bias is not None and weight is not None and matmul and weight.ndim == 2 and bias.shape == weight.shape[1:]:
-            return Projection(matmul.inputs[0], weight, bias, angles)
-    return None
+    flat, in_heads = tensor_shape(reshape.inputs[0]), tensor_shape(reshape.outputs[0])
+    if flat is None or in_heads is None or len(flat) != 3 or in_heads[:2] != flat[:2]:
+        return None
+    product, bias = terms
+    matmul = before(product, "MatMul")
+    weight = constant_value(matmul.inputs[1]) if matmul else None
+    if matmul is None or weight is None or weight.ndim != 2:
+        return None
+    return Projection(matmul.inputs[0], weight, bias, angles)
 
 
 def same_angles(first: tuple[gs.Tensor, gs.Tensor] | None, second: tuple[gs.Tensor, gs.Tensor] | None) -> bool:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from graph_passes.graph_pass import Mismatch, NearMiss
 from graph_passes.graph_tools import constant_value, tensor_shape
 
-__all__ = ["boundary", "first_untold", "outermost", "region_between", "sources_of"]
+__all__ = ["boundary", "check_told", "first_untold", "outermost", "region_between", "sources_of"]
 
 # Where a walk upwards ends: these mix places or features, and no fused op reaches across one of them.
 BARRIERS = frozenset({"MatMul", "Gemm", "Softmax", "MatMulInteger", "Attention", "Conv"})
@@ -95,6 +95,19 @@ def outermost(missed: Iterable[tuple[Mismatch, Sequence[gs.Node]]], fused: Colle
         if between.isdisjoint(fused) and not any(between < other or between > other for _, other in found.values()):
             found.setdefault(miss.node, (miss, between))
     return tuple(miss for miss, _ in found.values())
+
+
+def check_told(
+    anchor: gs.Node, nodes: Sequence[gs.Node], *, also: Callable[[gs.Node], bool] = lambda _node: False
+) -> None:
+    """Makes sure that random numbers at a few sizes tell all about the nodes.
+
+    Raises:
+        Mismatch: At the anchor, if one may do something else beyond what probes try (:func:`first_untold`).
+    """
+    if untold := first_untold(nodes, also=also):
+        reason = f"the {untold.op} in between may do something else for numbers or sizes that no probe tries"
+        raise Mismatch(anchor, reason)
 
 
 def first_untold(nodes: Sequence[gs.Node], *, also: Callable[[gs.Node], bool] = lambda _node: False) -> gs.Node | None:

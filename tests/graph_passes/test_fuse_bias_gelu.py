@@ -188,7 +188,7 @@ def test_its_terms_may_come_in_another_form(
 DIFFERS = "looks like FusedBiasGelu but differs by"
 READ = "the sum, t, is read elsewhere"
 TERMS = "the terms of its input must be a tensor and a constant with one number per feature"
-UNTOLD = "in between may do something else for numbers that no probe tries"
+UNTOLD = "in between may do something else for numbers or sizes that no probe tries"
 QUICK = "\n    scaled = Mul (t, quick)\n    probability = Sigmoid (scaled)\n    y = Mul (t, probability)\n"
 SILU = "\n    probability = Sigmoid (t)\n    y = Mul (t, probability)\n"
 MORE = ("6] y)", "6] y, float[batch, sequence, 6] z)")

@@ -71,6 +71,17 @@ def test_scores_are_float32_and_everything_else_that_is_large_is_not(masked_lm: 
             assert weight.data_type == TensorProto.FLOAT16
 
 
+def test_a_sum_that_is_carried_on_is_rounded_before_the_norm(get_traced: Callable[[str], Traced]) -> None:
+    """Otherwise the compiler stores it in float32. One that is not carried on stays in float32."""
+    for name, is_carried in (("roberta-prelayernorm-fill-mask", True), ("roformer-fill-mask", False)):
+        model, _ = on_models.change_precision(get_traced(name).fused, "fp16")
+        lowered, _ = on_models.lower(model, "native")
+        made = {output: node for node in lowered.graph.node for output in node.output}
+        norms = [node for node in lowered.graph.node if node.op_type == "LayerNormalization"]
+        casts = [made[norm.input[0]].op_type == "Cast" for norm in norms]
+        assert sum(casts) == (3 + 2 if is_carried else 1), "those that are carried, and those without a sum"
+
+
 def find(model: ModelProto, name: str) -> TensorProto | None:
     return next((tensor for tensor in model.graph.initializer if tensor.name == name), None)
 
@@ -119,8 +130,16 @@ def layer(rewrite: Callable[..., ModelProto], *replacements: tuple[str, str]) ->
         ((("k_product = MatMul (x,", "k_product = MatMul (other,"),), 5),  # cross-attention
         ((("float[batch, sequence, 8] result)", "float[batch, sequence, 8] result, float[B, H, S, D] k)"),), 5),
         ((("v_sum = Add (v_product, v_bias)", "v_sum = Identity (v_product)"),), 5),
+        (
+            (
+                ("heads = {0, 0, 2, 4}", "heads = {1, -1, 2, 4}"),
+                ("Add (product, mask)", "Identity (product)"),
+                ("float[batch, sequence, 8] result)", "float[N, M, 8] result)"),
+            ),
+            5,
+        ),
     ],
-    ids=["packed", "another source", "a cache", "no bias"],
+    ids=["packed", "another source", "a cache", "no bias", "rows put together"],
 )
 def test_only_three_plain_products_of_one_tensor_are_packed(
     rewrite: Callable[..., ModelProto],
