@@ -127,5 +127,5 @@ PASS = GraphPass(
     "cast_fp16",
     run,
     requires=("fuse_rotary", "fuse_residual_layer_norm", "fuse_attention", "fuse_bias_gelu"),
-    forbids=("cast_fp16", "quantize_dynamic", "lower_to_onnxruntime"),
+    forbids=("cast_fp16", "quantize_dynamic", "lower_to_onnxruntime", "lower_to_native", "lower_to_plugin"),
 )

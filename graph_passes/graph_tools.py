@@ -35,6 +35,8 @@ __all__ = [
     "forget_names",
     "import_model",
     "is_fused",
+    "is_private",
+    "is_read",
     "is_weight",
     "notes_of",
     "open_session",
@@ -280,6 +282,16 @@ def tensor_shape(tensor: gs.Tensor) -> tuple[int | str, ...] | None:
 def is_fused(node: gs.Node, op_type: str) -> bool:
     """Whether the node is our custom op of that type."""
     return bool(node.domain == DOMAIN and node.op == op_type)
+
+
+def is_read(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether a node reads the tensor, or it is an output of the graph. One that is left out is not read."""
+    return not tensor.is_empty() and (bool(tensor.outputs) or any(output is tensor for output in graph.outputs))
+
+
+def is_private(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether one node reads the tensor, once, and nothing else does: with that node, it may be changed."""
+    return len(tensor.outputs) == 1 and not any(output is tensor for output in graph.outputs)
 
 
 def unique_name(graph: gs.Graph, stem: str) -> str:

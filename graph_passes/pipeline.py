@@ -19,6 +19,8 @@ from graph_passes import (
     cast_fp16,
     fuse_attention,
     fuse_bias_gelu,
+    fuse_qkv_rotary,
+    fuse_quantized_norm,
     fuse_residual_layer_norm,
     fuse_rotary,
     lower_to_native,
@@ -64,7 +66,9 @@ PIPELINE: tuple[GraphPass, ...] = (
     quantize_dynamic.PASS,  # instead of fp16; the encoder's end is known by its last fused norm
     lower_to_onnxruntime.PASS,  # last: targets differ in nothing else
     lower_to_native.PASS,  # as above
-    lower_to_plugin.PASS,  # as above
+    fuse_qkv_rotary.PASS,  # for plugins alone, other targets have better; its bias is float32 at every precision
+    fuse_quantized_norm.PASS,  # for plugins alone, too; after quantisation has said what is int8
+    lower_to_plugin.PASS,  # last, as the others
 )
 FUSIONS: tuple[GraphPass, ...] = PIPELINE[:5]
 PRECISION_PASSES: dict[Precision, tuple[GraphPass, ...]] = {
@@ -76,7 +80,7 @@ LOWERINGS: dict[str, tuple[GraphPass, ...]] = {
     "portable": (),
     "onnxruntime": (lower_to_onnxruntime.PASS,),
     "native": (lower_to_native.PASS,),
-    "plugin": (lower_to_plugin.PASS,),
+    "plugin": (fuse_qkv_rotary.PASS, fuse_quantized_norm.PASS, lower_to_plugin.PASS),
 }
 
 
@@ -176,7 +180,7 @@ def _check_results(before: gs.Graph, after: gs.Graph) -> None:
     Raises:
         PassError: If the results differ, or the first graph cannot be run.
     """
-    is_quantized = any(node.op == "DynamicQuantizeLinear" for node in before.nodes)
+    is_quantized = any(node.op in ("DynamicQuantizeLinear", "QuantizeLinear") for node in before.nodes)
     tolerance = QUANTIZED_TOLERANCE if is_quantized else RESULTS_TOLERANCE
     difference = difference_of_results(before, lower_to_plugin.without_plugins(after))
     if not difference <= tolerance:

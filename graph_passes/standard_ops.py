@@ -14,7 +14,14 @@ import onnx_graphsurgeon as gs
 
 from graph_passes.graph_tools import constant_value, unique_name
 from plugins.contract import DOMAIN
-from plugins.ops import FUSED_BIAS_GELU, INTERLEAVED_ROTARY, RESIDUAL_LAYER_NORM, SCALED_DOT_PRODUCT_ATTENTION
+from plugins.ops import (
+    FUSED_BIAS_GELU,
+    INTERLEAVED_ROTARY,
+    QKV_ROTARY,
+    QUANTIZED_RESIDUAL_LAYER_NORM,
+    RESIDUAL_LAYER_NORM,
+    SCALED_DOT_PRODUCT_ATTENTION,
+)
 
 __all__ = ["FLOAT32", "Shared", "Writer", "angles_of_heads", "custom_ops", "is_zero", "write_out"]
 
@@ -73,8 +80,15 @@ class Writer:
             self.add("Cast", tensor, output=output, to=np.dtype(output.dtype).type)
             return tensor
         [node] = tensor.inputs
-        node.outputs = [output]
+        node.outputs = [output if made is tensor else made for made in node.outputs]
         return output
+
+    def split(self, tensor: gs.Tensor, sizes: list[int], *, axis: int) -> list[gs.Tensor]:
+        """The parts of a tensor along an axis."""
+        first = self.add("Split", tensor, self.constant(sizes), axis=axis)
+        [node] = first.inputs
+        node.outputs = [first, *(gs.Variable(self._name("split"), tensor.dtype) for _ in sizes[1:])]
+        return list(node.outputs)
 
     def _name(self, what: str) -> str:
         return unique_name(self.graph, f"{self.stem}_{what.lower()}")
@@ -98,16 +112,20 @@ def write_rotary(write: Writer, inputs: list[gs.Tensor], outputs: list[gs.Tensor
     """InterleavedRotary, in float32."""
     x, cos, sin = inputs
     [y] = outputs
-    wide = write.cast(x, FLOAT32)
+    write.end(rotate(write, write.cast(x, FLOAT32), cos, sin), y)
+
+
+def rotate(write: Writer, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor) -> gs.Tensor:
+    """Turns each pair (x[2i], x[2i + 1]) of (B, H, S, D) by its angle."""
     last = write.constant([-1])
     cos, sin = angles_of_heads(write, cos), angles_of_heads(write, sin)
     bounds = [write.constant([value]) for value in (0, 1, np.iinfo(np.int64).max, -1, 2)]
     zero, one, end, axis, step = bounds
-    even, odd = write.add("Slice", wide, zero, end, axis, step), write.add("Slice", wide, one, end, axis, step)
+    even, odd = write.add("Slice", x, zero, end, axis, step), write.add("Slice", x, one, end, axis, step)
     first = write.add("Sub", write.add("Mul", even, cos), write.add("Mul", odd, sin))
     second = write.add("Add", write.add("Mul", odd, cos), write.add("Mul", even, sin))
     pair = write.add("Concat", write.add("Unsqueeze", first, last), write.add("Unsqueeze", second, last), axis=-1)
-    write.end(write.add("Reshape", pair, write.add("Shape", x, dtype=np.int64)), y)
+    return write.add("Reshape", pair, write.add("Shape", x, dtype=np.int64))
 
 
 def angles_of_heads(write: Writer, angles: gs.Tensor) -> gs.Tensor:
@@ -115,19 +133,63 @@ def angles_of_heads(write: Writer, angles: gs.Tensor) -> gs.Tensor:
     return write.once("of_heads", angles, lambda: write.add("Unsqueeze", angles, write.constant([1])))
 
 
+def write_qkv_rotary(
+    write: Writer,
+    inputs: list[gs.Tensor],
+    outputs: list[gs.Tensor],
+    *,
+    num_heads: int,
+    scale: float,
+    rotary_value: int,
+) -> None:
+    """QKVRotary, in float32: what is rotated is rotated at once."""
+    qkv, bias, cos, sin = inputs
+    total = write.cast(qkv, FLOAT32)
+    if not is_zero(bias):
+        total = write.add("Add", total, bias)
+    total = write.add("Reshape", total, write.constant([0, 0, 3 * num_heads, -1]))
+    total = write.add("Transpose", total, perm=[0, 2, 1, 3])
+    plain = []
+    if not rotary_value:
+        total, *plain = write.split(total, [2 * num_heads, num_heads], axis=1)
+    rotated = rotate(write, total, cos, sin)
+    q, *rest = write.split(rotated, [num_heads] * (3 - len(plain)), axis=1)
+    if scale != 1.0:
+        q = write.add("Mul", q, write.constant(scale, FLOAT32))
+    for tensor, output in zip([q, *rest, *plain], outputs, strict=True):
+        write.end(tensor, output)
+
+
 def write_residual_layer_norm(
     write: Writer, inputs: list[gs.Tensor], outputs: list[gs.Tensor], *, epsilon: float
 ) -> None:
     """ResidualLayerNorm: the sum and the norm in float32."""
-    x, residual, bias, gamma, beta = inputs
     y, *carried = [tensor for tensor in outputs if not tensor.is_empty()]
+    write.end(residual_layer_norm(write, inputs, carried, epsilon), y)
+
+
+def write_quantized_residual_layer_norm(
+    write: Writer, inputs: list[gs.Tensor], outputs: list[gs.Tensor], *, epsilon: float
+) -> None:
+    """QuantizedResidualLayerNorm: the sum and the norm in float32, which is what is quantised."""
+    *terms, scale = inputs
+    quantized, y, s = outputs
+    norm = residual_layer_norm(write, terms, [] if s.is_empty() else [s], epsilon)
+    if not y.is_empty():
+        norm = write.end(norm, y)
+    write.add("QuantizeLinear", norm, scale, write.constant(0, np.int8), output=quantized)
+
+
+def residual_layer_norm(write: Writer, inputs: list[gs.Tensor], carried: list[gs.Tensor], epsilon: float) -> gs.Tensor:
+    """The norm of a sum, in float32; the sum becomes the tensor that is ``carried``, if there is one."""
+    x, residual, bias, gamma, beta = inputs
     total = write.cast(x, FLOAT32)
     if not is_zero(bias):
         total = write.add("Add", total, bias)
     total = write.add("Add", total, write.cast(residual, FLOAT32))
     if carried:
         total = write.end(total, carried[0])
-    write.end(write.add("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon), y)
+    return write.add("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
 
 
 def write_attention(
@@ -174,7 +236,9 @@ def is_zero(tensor: gs.Tensor) -> bool:
 
 WRITERS: dict[str, Callable[..., None]] = {
     INTERLEAVED_ROTARY.contract.op_type: write_rotary,
+    QKV_ROTARY.contract.op_type: write_qkv_rotary,
     RESIDUAL_LAYER_NORM.contract.op_type: write_residual_layer_norm,
+    QUANTIZED_RESIDUAL_LAYER_NORM.contract.op_type: write_quantized_residual_layer_norm,
     SCALED_DOT_PRODUCT_ATTENTION.contract.op_type: write_attention,
     FUSED_BIAS_GELU.contract.op_type: write_bias_gelu,
 }

@@ -16,5 +16,4 @@ CONTRACT = PluginContract(
     attributes=(AttributeSpec("approximate", "string", "none or tanh, as of ONNX's own Gelu"),),
     float32_tolerance=4e-6,
     tolerance_reason="runtimes' erf and tanh are good to 4 units of 2^-24, of values up to 5, and two roundings",
-    has_plugin=False,
 )

@@ -18,5 +18,4 @@ CONTRACT = PluginContract(
     attributes=(),
     float32_tolerance=2e-6,
     tolerance_reason="two products and one sum of values up to about 5: three roundings of 2^-24, doubled",
-    has_plugin=True,
 )

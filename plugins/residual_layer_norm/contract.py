@@ -27,5 +27,4 @@ CONTRACT = PluginContract(
     ),
     float32_tolerance=2e-5,
     tolerance_reason="mean and variance over E values accumulate about sqrt(E) roundings of 2^-24 of values up to 10",
-    has_plugin=True,
 )

@@ -28,5 +28,4 @@ CONTRACT = PluginContract(
     ),
     float32_tolerance=2e-5,
     tolerance_reason="scores sum D products of values up to 5: sqrt(D) roundings of 2^-24, which softmax doubles",
-    has_plugin=False,
 )

@@ -130,6 +130,7 @@ def layer(rewrite: Callable[..., ModelProto], *replacements: tuple[str, str]) ->
         ((("k_product = MatMul (x,", "k_product = MatMul (other,"),), 5),  # cross-attention
         ((("float[batch, sequence, 8] result)", "float[batch, sequence, 8] result, float[B, H, S, D] k)"),), 5),
         ((("v_sum = Add (v_product, v_bias)", "v_sum = Identity (v_product)"),), 5),
+        ((("v_sum = Add (v_product, v_bias)", ""), ("Reshape (v_sum", "Reshape (v_product")), 5),
         (
             (
                 ("heads = {0, 0, 2, 4}", "heads = {1, -1, 2, 4}"),
@@ -139,7 +140,7 @@ def layer(rewrite: Callable[..., ModelProto], *replacements: tuple[str, str]) ->
             5,
         ),
     ],
-    ids=["packed", "another source", "a cache", "no bias", "rows put together"],
+    ids=["packed", "another source", "a cache", "an Identity", "no bias", "rows put together"],
 )
 def test_only_three_plain_products_of_one_tensor_are_packed(
     rewrite: Callable[..., ModelProto],

@@ -29,7 +29,7 @@ Rewrite = Callable[..., ModelProto]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FUSED = ["prepare", "fuse_rotary", "fuse_residual_layer_norm", "fuse_attention", "fuse_bias_gelu"]
-LOWERED = ["lower_to_onnxruntime", "lower_to_native", "lower_to_plugin"]
+LOWERED = ["lower_to_onnxruntime", "lower_to_native", "fuse_qkv_rotary", "fuse_quantized_norm", "lower_to_plugin"]
 BY_NAME = {step.name: step for step in pipeline.PIPELINE}
 TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -67,12 +67,12 @@ def test_a_pass_that_comes_too_early_is_refused(rewrite: Rewrite, name: str) -> 
     assert str(caught.value).endswith("Passes so far: none.")
 
 
-@pytest.mark.parametrize("later", ["fp16", "int8", "lowered"])
+@pytest.mark.parametrize("later", ["fp16", "int8", "onnxruntime", "native", "plugin"])
 @pytest.mark.parametrize("name", ["cast_fp16", "quantize_dynamic"])
 def test_a_precision_is_chosen_once_and_before_lowering(rewrite: Rewrite, name: str, later: str) -> None:
     model, _ = on_models.fuse(rewrite(TEXT))
-    if later == "lowered":
-        model, _ = on_models.lower(model, "onnxruntime")
+    if later in pipeline.LOWERINGS:
+        model, _ = on_models.lower(model, later)
     else:
         model, _ = on_models.change_precision(model, "fp16" if later == "fp16" else "int8")
     last = pipeline.passes_run_on(model)[-1]
@@ -224,6 +224,26 @@ def test_what_a_pass_leaves_dangling_is_removed(rewrite: Rewrite) -> None:
 
     model, _ = on_models.run_passes(rewrite(TEXT), [GraphPass("cut", cut)])
     assert [node.op_type for node in model.graph.node] == ["LayerNormalization"]
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("difference", [0.01, 0.1])
+def test_a_step_of_eight_bits_may_differ(
+    rewrite: Rewrite, monkeypatch: pytest.MonkeyPatch, difference: float, steps: bool
+) -> None:
+    rounded = "rounded = QuantizeLinear (total, step, zero)  back = DequantizeLinear (rounded, step, zero)\n    y ="
+    quantized = [
+        ("y =", rounded),
+        ("(total, gamma", "(back, gamma"),
+        ("0, 1, 2}", "0, 1, 2}, float step = {0.1}, int8 zero = {0}"),
+    ]
+    plain = rewrite(TEXT, *(quantized if steps else []))
+    monkeypatch.setattr(pipeline, "difference_of_results", lambda *_: difference)
+    if steps and difference < 0.05:
+        on_models.fuse(plain)
+        return
+    with pytest.raises(PassError, match=f"the results differ by {difference} of the largest"):
+        on_models.fuse(plain)
 
 
 def test_local_functions_of_others_are_refused(rewrite: Rewrite) -> None:

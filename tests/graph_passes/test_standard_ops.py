@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from graph_passes.graph_tools import export_model, import_model
 from graph_passes.standard_ops import Shared, custom_ops, write_out
@@ -42,6 +42,31 @@ model (
 >
 {{
     y, s = rotary_press.ResidualLayerNorm <epsilon: float = 0.1> (x, residual, bias, gamma, beta)
+}}
+"""
+QKV = f"""
+{HEADER}
+model (
+    FLOAT[batch, sequence, 72] qkv, float[ROWS, sequence, 4] cos, float[ROWS, sequence, 4] sin
+) => (FLOAT[batch, 3, sequence, 8] q, FLOAT[batch, 3, sequence, 8] k, FLOAT[batch, 3, sequence, 8] v)
+<float[72] bias = {{{", ".join(str(number / 16) for number in range(-36, 36))}}}>
+{{
+    q, k, v = rotary_press.QKVRotary <num_heads: int = 3, scale: float = 0.4, rotary_value: int = 0>
+        (qkv, bias, cos, sin)
+}}
+"""
+QUANTIZED = f"""
+{HEADER}
+model (
+    FLOAT[batch, sequence, 6] x, FLOAT[batch, sequence, 6] residual
+) => (int8[batch, sequence, 6] quantized, FLOAT[batch, sequence, 6] y, FLOAT[batch, sequence, 6] s)
+<
+    float[6] bias = {{0.5, 1, -2, 0.25, 0, 4}}, float[6] gamma = {{1.5, -0.5, 0.25, 2, 1, 0.75}},
+    float[6] beta = {{0.5, 0, -1, 0.25, 3, -0.125}}, float step = {{0.01}}
+>
+{{
+    quantized, y, s = rotary_press.QuantizedResidualLayerNorm <epsilon: float = 0.1>
+        (x, residual, bias, gamma, beta, step)
 }}
 """
 ATTENTION = f"""
@@ -89,7 +114,7 @@ def parse(rewrite: Rewrite, text: str, dtype: str, *replacements: tuple[str, str
     dtypes = {"float": np.float32, "float16": np.float16}
     for node in graph.nodes:
         for tensor in node.outputs:
-            tensor.dtype = np.dtype(dtypes[dtype])
+            tensor.dtype = np.dtype(np.int8 if tensor.name == "quantized" else dtypes[dtype])
     return export_model(graph)
 
 
@@ -150,6 +175,43 @@ def test_rotations_share_what_is_made_of_their_angles(rewrite: Rewrite, assert_w
     written = write(fused)
     assert_written(fused, written)
     assert operators(written)["Unsqueeze"] == 2 + 2 * 2, "of the angles, and of both halves of each result"
+
+
+@pytest.mark.parametrize("rows", ["1", "batch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotary_value", [0, 1])
+def test_packed_heads(
+    rewrite: Rewrite, assert_written: Callable[..., None], dtype: str, rows: str, rotary_value: int
+) -> None:
+    fused = parse(rewrite, QKV, dtype, ("ROWS", rows), ("value: int = 0", f"value: int = {rotary_value}"))
+    written = write(fused)
+    assert_written(fused, written)
+    found = operators(written)
+    assert found.get("Cast", 0) == (4 if dtype == "float16" else 0)
+    assert (found["Slice"], found["Split"], found["Mul"]) == (2, 1 if rotary_value else 2, 4 + 1)
+
+
+def test_packed_heads_without_bias_and_scale(rewrite: Rewrite, assert_written: Callable[..., None]) -> None:
+    fused = parse(rewrite, QKV, "float", ("ROWS", "1"), ("scale: float = 0.4", "scale: float = 1.0"))
+    [bias] = fused.graph.initializer
+    bias.CopyFrom(numpy_helper.from_array(np.zeros(72, np.float32), "bias"))
+    written = write(fused)
+    assert_written(fused, written)
+    assert (operators(written)["Add"], operators(written)["Mul"]) == (1, 4), "those of the rotation"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("outputs", ["", "y", "s", "ys"])
+def test_a_norm_that_quantises(
+    rewrite: Rewrite, assert_written: Callable[..., None], dtype: str, bias: bool, outputs: str
+) -> None:
+    left_out = [(f", FLOAT[batch, sequence, 6] {name}", "") for name in "ys" if name not in outputs]
+    fused = parse(rewrite, QUANTIZED, dtype, *([] if bias else [NO_BIAS]), *left_out)
+    written = write(fused)
+    assert_written(fused, written)
+    casts = {"Cast": 2 + len(outputs)} if dtype == "float16" else {}
+    assert operators(written) == {"Add": 1 + bias, "LayerNormalization": 1, "QuantizeLinear": 1} | casts
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,19 +39,25 @@ EVALUATORS = {"onnxruntime": evaluate_in_onnxruntime, "onnx.reference": evaluate
 def evaluate_body(request: pytest.FixtureRequest) -> Callable[..., list[NDArray[Any]]]:
     """``evaluate_body(op, arrays, keep=…, **attributes)``: the outputs of one node of the op, in each of the runtimes.
 
-    ``keep`` says how many outputs the node has; the others are left out.
+    ``keep`` says how many outputs the node has, or which by their names; the others are left out.
     """
     evaluator = EVALUATORS[request.param]
 
     def evaluate(
-        op: Op, arrays: Sequence[NDArray[Any]], *, keep: int | None = None, **attributes: float | str
+        op: Op,
+        arrays: Sequence[NDArray[Any]],
+        *,
+        keep: int | Collection[str] | None = None,
+        **attributes: float | str,
     ) -> list[NDArray[Any]]:
         contract = op.contract
         feeds = {spec.name: array for spec, array in zip(contract.inputs, arrays, strict=True)}
-        outputs = [spec.name for spec in contract.outputs][:keep]
-        left_out = [""] * (len(contract.outputs) - len(outputs))
-        element = helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
-        node = helper.make_node(contract.op_type, list(feeds), outputs + left_out, domain=DOMAIN)
+        names = [spec.name for spec in contract.outputs]
+        kept = names[:keep] if keep is None or isinstance(keep, int) else keep
+        outputs = [spec for spec in contract.outputs if spec.name in kept]
+        node = helper.make_node(
+            contract.op_type, list(feeds), [name if name in kept else "" for name in names], domain=DOMAIN
+        )
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         graph = helper.make_graph(
             [node],
@@ -60,7 +66,16 @@ def evaluate_body(request: pytest.FixtureRequest) -> Callable[..., list[NDArray[
                 helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
                 for name, array in feeds.items()
             ],
-            [helper.make_tensor_value_info(name, element, None) for name in outputs],
+            [
+                helper.make_tensor_value_info(
+                    spec.name,
+                    helper.np_dtype_to_tensor_dtype(
+                        arrays[0].dtype if len(spec.dtypes) > 1 else np.dtype(spec.dtypes[0])
+                    ),
+                    None,
+                )
+                for spec in outputs
+            ],
         )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
         model = helper.make_model(graph, functions=[op.function_body()], opset_imports=opsets, ir_version=10)
@@ -69,7 +84,7 @@ def evaluate_body(request: pytest.FixtureRequest) -> Callable[..., list[NDArray[
     return evaluate
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def assert_rounds_once() -> Callable[..., None]:
     """``assert_rounds_once(found, truth, atol)``: a result is as good as its dtype lets it be.
 
@@ -81,5 +96,27 @@ def assert_rounds_once() -> Callable[..., None]:
         rounding = np.abs(truth.astype(found.dtype).astype(np.float64) - truth)
         excess = np.abs(found.astype(np.float64) - truth) - (2 * rounding + atol)
         assert np.all(excess <= 0), f"{np.count_nonzero(excess > 0)} elements are off, by up to {excess.max():.3g}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_quantises() -> Callable[..., None]:
+    """``assert_quantises(found, truth, scale, atol)``: int8 is what the truth, in float64, is quantised to.
+
+    Where the truth is within ``atol`` of a half step, it may be the step on the other side; few are.
+    """
+
+    def check(found: NDArray[Any], truth: NDArray[np.float64], scale: float, atol: float) -> None:
+        assert found.dtype == np.int8
+        assert found.shape == truth.shape
+        steps = truth / scale
+        expected = np.clip(np.rint(steps), -128, 127)
+        off = np.abs(found - expected)
+        # The quotient itself is rounded too, to 2 units of 2^-24 on a GPU.
+        near = np.abs(np.abs(steps - np.rint(steps)) - 0.5) <= atol / scale + np.abs(steps) * 2.0**-22
+        assert not np.any(off[~near]), f"{np.count_nonzero(off[~near])} elements are off, by up to {off[~near].max()}"
+        assert np.all(off <= 1)
+        assert np.mean(near) < 0.05, "next to nothing is compared"
 
     return check

@@ -1,0 +1,1 @@
+"""``QuantizedResidualLayerNorm``: ``ResidualLayerNorm`` whose result goes to an int8 product, quantised on the way."""
