@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from exporter.exporting import export, load_model
     from exporter.fusing import fuse
     from exporter.generation import Sampling
+    from exporter.kernels import write_kernels
     from exporter.models import (
         RobertaPreLayerNormConfig,
         RobertaPreLayerNormForCausalLM,
@@ -62,6 +63,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "validate",
+    "write_kernels",
 ]
 
 _HOMES = {
@@ -75,6 +77,7 @@ _HOMES = {
     "load_model": "exporter.exporting",
     "load_tokenizer": "exporter.tokenization",
     "validate": "exporter.validation",
+    "write_kernels": "exporter.kernels",
 }
 _EXPORT_EXTRA = {"onnx", "onnx_graphsurgeon", "onnxscript", "polygraphy", "torch"}
 

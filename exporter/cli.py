@@ -143,6 +143,60 @@ def fuse_verb(
     return 0
 
 
+@app.command("plugins")
+@reported
+def plugins_verb(
+    source: Annotated[Path, typer.Argument(metavar="OUT|MODEL.onnx", help="An exported folder, or a graph.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the kernels go (default: OUT/plugins).")
+    ] = None,
+    sm: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="An architecture, such as 89; repeat for several (default: all)."),
+    ] = None,
+    ptx_version: Annotated[
+        str | None, typer.Option(metavar="X.Y", help="For drivers older than the default version asks for.")
+    ] = None,
+    json_output: Json = False,
+) -> int:
+    """Compile the kernels of the TensorRT plugins that a model needs to PTX, and say how each is launched."""
+    try:
+        from exporter.kernels import write_kernels
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"Looking for plugins needs {error.name}, which is missing: pip install 'rotary-press[export,plugins]'."
+        ) from error
+    with stages(quiet=json_output) as progress:
+        report = write_kernels(source, output, sms=sm, ptx_version=ptx_version, progress=progress)
+    if json_output:
+        print_json(report.model_dump())
+        return 0
+    table = Table(title=f"Kernels of {report.source}, first of the tactics")
+    for heading in ("plugin", "dtype", "sizes", "nodes", "sm"):
+        table.add_column(heading)
+    for heading in ("registers", "spilled", "shared", "PTX", "driver"):
+        table.add_column(heading, justify="right")
+    for entry in report.kernels:
+        if entry.tactic == 0:
+            table.add_row(
+                entry.plugin,
+                entry.dtype,
+                " ".join(f"{letter}={size}" for letter, size in entry.sizes.items()),
+                str(sum(entry.nodes.values())),
+                str(entry.sm),
+                str(entry.registers),
+                str(entry.spilled),
+                str(entry.shared_memory),
+                entry.ptx_version,
+                entry.driver,
+            )
+    out.print(table)
+    for name, reason in report.left_out.items():
+        out.print(f"left out {name}: {reason}")
+    out.print(f"Wrote {len(report.kernels)} kernels to {output or source / 'plugins'}")
+    return 0
+
+
 @app.command("validate")
 @reported
 def validate_verb(

@@ -29,6 +29,7 @@ EXTRAS = {
         ),
     ),
     "export": ("compile a checkpoint", ("torch", "onnx", "onnx-graphsurgeon", "onnxscript", "polygraphy")),
+    "plugins": ("compile the plugins' kernels", ("triton",)),
     "rtx": ("TensorRT-RTX engines (none are built yet)", ("tensorrt-rtx",)),
     "tensorrt": ("TensorRT engines (none are built yet)", ("tensorrt",)),
 }

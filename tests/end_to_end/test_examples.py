@@ -65,16 +65,24 @@ def test_readme_commands_work(tmp_path: Path) -> None:
     assert {shlex.split(command)[1] for command in commands} == {
         "export",
         "fuse",
+        "plugins",
         "validate",
         "run",
         "inspect",
         "doctor",
     }
     binary = Path(sys.executable).with_name("rotary-press")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
         result = subprocess.run(
-            [str(binary), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            [str(binary), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
         assert result.stdout
