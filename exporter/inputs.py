@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.engines import Arrays
 from exporter.errors import InputError
-from exporter.manifest import Manifest
 from exporter.tasks import TensorSpec
 
-__all__ = ["complete_inputs"]
+__all__ = ["Described", "complete_inputs"]
 
 
-def complete_inputs(manifest: Manifest, given: Mapping[str, NDArray[Any]]) -> Arrays:
+class Described(Protocol):
+    """What must be known of a model to complete its inputs; the manifest of an export says it."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...  # noqa: D102  # as the manifest's
+    @property
+    def max_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def pad_token_id(self) -> int: ...  # noqa: D102
+
+
+def complete_inputs(model: Described, given: Mapping[str, NDArray[Any]]) -> Arrays:
     """Everything that the engines of an export take, in their dtypes.
 
     Left out, masks are all ones, token types zeros, caches empty, and positions count as the graph would.
 
     Args:
-        manifest: Of the export.
+        model: Which it is for.
         given: Arrays by the names of inputs; ``input_ids`` at least.
 
     Raises:
         InputError: If a name, a shape, a dtype, a value or the length does not fit the model.
     """
-    specs = {spec.name: spec for spec in manifest.inputs}
+    specs = {spec.name: spec for spec in model.inputs}
     for name, array in given.items():
         if name == "token_type_ids" and name not in specs:
             if np.any(array):
@@ -39,11 +49,11 @@ def complete_inputs(manifest: Manifest, given: Mapping[str, NDArray[Any]]) -> Ar
     if lacking := [name for name in caches if name not in given] if any(name in given for name in caches) else []:
         raise InputError(f"past_key_values must be given for every layer; {_listed(lacking)} are missing.")
     sizes = _sizes(specs, given)
-    if sizes["past"] + sizes["sequence"] > manifest.max_tokens:
+    if sizes["past"] + sizes["sequence"] > model.max_tokens:
         cached = f", {sizes['past']} of them cached" if sizes["past"] else ""
         raise InputError(
             f"The input has {sizes['past'] + sizes['sequence']} tokens{cached}; the model's positions hold "
-            f"{manifest.max_tokens}: shorten or split the text."
+            f"{model.max_tokens}: shorten or split the text."
         )
     complete: Arrays = {}
     for name, spec in specs.items():
@@ -52,7 +62,7 @@ def complete_inputs(manifest: Manifest, given: Mapping[str, NDArray[Any]]) -> Ar
             array = given[name]
             _check(spec, array, shape)
         elif name == "position_ids":
-            array = _positions(complete, manifest.pad_token_id, sizes["past"])
+            array = _positions(complete, model.pad_token_id, sizes["past"])
         else:
             array = np.ones(shape) if name.endswith("mask") else np.zeros(shape)
         complete[name] = array.astype(spec.dtype)

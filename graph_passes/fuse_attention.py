@@ -395,4 +395,4 @@ def in_layout(part: Operand, name: str, moves: list[gs.Node]) -> gs.Tensor:
     return moved
 
 
-PASS = GraphPass("fuse_attention", run, requires=("prepare",), forbids=("cast_fp16", "quantize_dynamic"))
+PASS = GraphPass("fuse_attention", run, requires=("prepare",), forbids=("cast_fp16", "insert_qdq", "quantize_dynamic"))

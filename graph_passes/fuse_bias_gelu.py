@@ -173,4 +173,4 @@ def fuse(
     return difference
 
 
-PASS = GraphPass("fuse_bias_gelu", run, requires=("prepare",), forbids=("cast_fp16", "quantize_dynamic"))
+PASS = GraphPass("fuse_bias_gelu", run, requires=("prepare",), forbids=("cast_fp16", "insert_qdq", "quantize_dynamic"))

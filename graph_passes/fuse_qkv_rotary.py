@@ -69,7 +69,7 @@ def fuse(graph: gs.Graph, attention: gs.Node, shared: Shared) -> None:
     if heads[1] is heads[2]:
         raise Mismatch(attention, f"its k and v are one tensor, {heads[1].name}")
     product = one_product(Writer(graph, attention, shared), (q, k, v))
-    bias = [np.zeros(part.weight.shape[1]) if part.bias is None else part.bias for part in (q, k, v)]
+    bias = [np.zeros(part.heads * part.size) if part.bias is None else part.bias for part in (q, k, v)]
     name = unique_name(graph, f"{heads[0].name}_packed")
     vector = gs.Constant(unique_name(graph, f"{name}_bias"), np.concatenate(bias).astype(FLOAT32))
     attributes = {

@@ -315,4 +315,6 @@ def with_bias(graph: gs.Graph, add: gs.Node) -> tuple[gs.Tensor, gs.Tensor, Valu
     return add.inputs[0], add.inputs[1], np.zeros(int(add.outputs[0].shape[-1]), np.float32), []
 
 
-PASS = GraphPass("fuse_residual_layer_norm", run, requires=("prepare",), forbids=("cast_fp16", "quantize_dynamic"))
+PASS = GraphPass(
+    "fuse_residual_layer_norm", run, requires=("prepare",), forbids=("cast_fp16", "insert_qdq", "quantize_dynamic")
+)

@@ -348,4 +348,4 @@ def fuse(graph: gs.Graph, node: gs.Node, site: Site, tables: Tables, observation
     return difference
 
 
-PASS = GraphPass("fuse_rotary", run, requires=("prepare",), forbids=("cast_fp16", "quantize_dynamic"))
+PASS = GraphPass("fuse_rotary", run, requires=("prepare",), forbids=("cast_fp16", "insert_qdq", "quantize_dynamic"))

@@ -4,6 +4,7 @@
     InterleavedRotary                   ->  in float32; of such q and k: by halves, with the weights' columns reordered
     ScaledDotProductAttention           ->  MatMul, Softmax, MatMul, with mask and softmax in float32
     ResidualLayerNorm, FusedBiasGelu    ->  sums, LayerNormalization and Gelu, in float32
+    a product of static int8, at fp16   ->  one scale in the product, and a Mul by what is left of each column's
 
 The form was found by reading the kernel schedules of TensorRT-RTX 1.7 (12 x 768, float16, SM 89, dynamic shapes): eight
 kernels per layer for either family, one of them the whole attention, where three products make ten and the standard's
@@ -14,6 +15,13 @@ kernels per layer for either family, one of them the whole attention, where thre
 - The attention stays one kernel with scores cast up before the mask is added, but not if anything reads its weights.
 - A sum that is carried on must be rounded to half precision before the norm reads it, or the compiler stores it in
   float32. A sum that is not carried on is free in float32.
+- Static int8 takes ten kernels per layer: its products have no epilogue in any form, so scales, bias and GELU are one
+  more kernel, together with what quantises their result; and one moves the heads of the attention's int8 result. Where
+  that is quantised, and in which dtype bias and GELU are, changes nothing. Norms quantise their result themselves.
+- Of a product with a scale per column, the engine stores the bare sum of int8 products in half precision, which holds
+  65504 at most, and one vector of both scales, the smallest of which half precision does not hold either. One scale for
+  all columns goes into the product instead, in float32. So that is the power of two above the largest; what is left for
+  a column is exact in half precision.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graph_passes.graph_pass import GraphPass, Mismatch, PassResult
-from graph_passes.graph_tools import is_fused, is_private, is_read
+from graph_passes.graph_tools import constant_value, is_fused, is_private, is_read, producer, unique_name
 from graph_passes.projections import one_product, projections_of_one_tensor
 from graph_passes.standard_ops import FLOAT32, Shared, Writer, angles_of_heads, custom_ops, is_zero, write_out
 from plugins.ops import RESIDUAL_LAYER_NORM, SCALED_DOT_PRODUCT_ATTENTION
@@ -45,6 +53,8 @@ def run(graph: gs.Graph) -> PassResult:
             write_carried_norm(graph, node, shared)
         else:
             write_out(graph, node, shared)
+    for node in list(graph.nodes):
+        scale_after(graph, node)
     return PassResult(graph, len(custom))
 
 
@@ -66,7 +76,7 @@ def pack(graph: gs.Graph, node: gs.Node, shared: Shared) -> None:
     heads, size = q.heads, q.size
     write = Writer(graph, node, shared)
     order = by_halves(heads, size) if q.angles is not None else np.arange(heads * size)
-    q_of_halves, k_of_halves = (part._replace(weight=part.weight[:, order]) for part in (q, k))
+    q_of_halves, k_of_halves = (part._replace(weight=part.weight.columns(order)) for part in (q, k))
     bias = np.concatenate((biases[0][order], biases[1][order], biases[2]))
     packed = one_product(write, (q_of_halves, k_of_halves, v))
     packed = write.add("Add", packed, write.constant(bias, bias.dtype))
@@ -112,6 +122,21 @@ def write_carried_norm(graph: gs.Graph, node: gs.Node, shared: Shared) -> None:
     total = write.end(write.add("Add", x, residual), s)
     norm = write.add("LayerNormalization", write.cast(total, FLOAT32), gamma, beta, axis=-1, **attrs)
     write.end(norm, y)
+
+
+def scale_after(graph: gs.Graph, node: gs.Node) -> None:
+    """Takes the scales (N,) float16 of an int8 weight out of a product, but for one power of two."""
+    dequantize = producer(node.inputs[1], "DequantizeLinear") if node.op == "MatMul" and not node.domain else None
+    scale = constant_value(dequantize.inputs[1]) if dequantize is not None else None
+    if dequantize is None or scale is None or scale.dtype != np.float16 or scale.ndim != 1:
+        return
+    write = Writer(graph, node, {})
+    common = np.exp2(np.ceil(np.log2(scale.max().astype(np.float64))))
+    weight, y = dequantize.inputs[0], node.outputs[0]
+    product = gs.Variable(unique_name(graph, f"{y.name}_unscaled"), y.dtype, y.shape)
+    node.inputs[1] = write.add("DequantizeLinear", weight, write.constant(common, scale.dtype), dtype=scale.dtype)
+    node.outputs = [product]
+    write.add("Mul", product, write.constant(scale / common, scale.dtype), output=y)
 
 
 PASS = GraphPass("lower_to_native", run, requires=("prepare",), forbids=("quantize_dynamic",))

@@ -23,6 +23,7 @@ from graph_passes import (
     fuse_quantized_norm,
     fuse_residual_layer_norm,
     fuse_rotary,
+    insert_qdq,
     lower_to_native,
     lower_to_onnxruntime,
     lower_to_plugin,
@@ -62,8 +63,9 @@ PIPELINE: tuple[GraphPass, ...] = (
     fuse_residual_layer_norm.PASS,  # as above; independent of the rotary
     fuse_attention.PASS,  # after the rotary, which its operands come from
     fuse_bias_gelu.PASS,  # independent of the others
-    cast_fp16.PASS,  # after fusion: the fused ops keep their statistics in float32 by contract
-    quantize_dynamic.PASS,  # instead of fp16; the encoder's end is known by its last fused norm
+    insert_qdq.PASS,  # on float32, of which the ranges are; the encoder's end is known by its last fused norm
+    cast_fp16.PASS,  # after fusion: the fused ops keep their statistics in float32 by contract; around static int8
+    quantize_dynamic.PASS,  # instead of fp16 and of static int8, for runtimes that find ranges as they run
     lower_to_onnxruntime.PASS,  # last: targets differ in nothing else
     lower_to_native.PASS,  # as above
     fuse_qkv_rotary.PASS,  # for plugins alone, other targets have better; its bias is float32 at every precision
@@ -111,13 +113,27 @@ def fuse(graph: gs.Graph, *, expected: Mapping[str, int] | None = None) -> tuple
     return fused, reports
 
 
-def change_precision(graph: gs.Graph, precision: Precision) -> tuple[gs.Graph, list[PassReport]]:
+def change_precision(
+    graph: gs.Graph, precision: Precision, *, ranges: Mapping[str, float] | None = None
+) -> tuple[gs.Graph, list[PassReport]]:
     """Writes a precision into a fused float32 graph; ``"fp32"`` gives it back as it is.
 
+    Args:
+        graph: Left as it is.
+        precision: ``"int8"`` finds the ranges of activations at run time, as ONNX Runtime's CPU takes it, unless it is
+            given them.
+        ranges: Of ``"int8"`` alone: the largest magnitude to represent, by tensor. The result is static int8 with
+            everything else in half precision, as TensorRT takes it.
+
     Raises:
-        PassError: If the graph is not fused, or not in float32 any more.
+        PassError: If the graph is not fused, or not in float32 any more. If ranges are given for another precision, or
+            lack a tensor.
     """
-    return run_passes(graph, PRECISION_PASSES[precision])
+    if ranges is None:
+        return run_passes(graph, PRECISION_PASSES[precision])
+    if precision != "int8":
+        raise PassError(f"Ranges are of int8 alone; got some for {precision}.")
+    return run_passes(graph, (insert_qdq.insert_qdq(ranges), cast_fp16.PASS))
 
 
 def lower(graph: gs.Graph, target: str) -> tuple[gs.Graph, list[PassReport]]:

@@ -1,4 +1,7 @@
-"""The q, k and v of an attention as products of one tensor, which lowerings make by one product."""
+"""The q, k and v of an attention as products of one tensor, which lowerings make by one product.
+
+Weights may be constants, or int8 constants with a scale per column (insert_qdq.py): those are packed in int8.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,27 @@ from graph_passes.graph_tools import constant_value, is_fused, is_private, produ
 from graph_passes.standard_ops import Writer
 from plugins.ops import INTERLEAVED_ROTARY
 
-__all__ = ["Angles", "Projection", "one_product", "projections_of_one_tensor", "same_angles"]
+__all__ = ["Angles", "Projection", "Weight", "one_product", "projections_of_one_tensor", "same_angles"]
 
 Angles = tuple[gs.Tensor, gs.Tensor]
+
+
+class Weight(NamedTuple):
+    """The constant (E, HD) of a product; where there is a ``scale`` (HD,), in int8 steps of it."""
+
+    values: NDArray[np.generic]
+    scale: NDArray[np.generic] | None = None
+
+    def columns(self, order: NDArray[np.int64]) -> Weight:
+        """The same columns in another order."""
+        return Weight(self.values[:, order], None if self.scale is None else self.scale[order])
 
 
 class Projection(NamedTuple):
     """A q, k or v: x (B, S, E) times weight plus bias, as heads (B, H, S, D), rotated if there are ``angles``."""
 
     x: gs.Tensor
-    weight: NDArray[np.generic]
+    weight: Weight
     bias: NDArray[np.generic] | None
     heads: int
     size: int
@@ -51,6 +65,8 @@ def projections_of_one_tensor(
         raise Mismatch(attention, f"its q, k and v must have heads of one number and size; got {layouts}")
     if not same_angles(q.angles, k.angles):
         raise Mismatch(attention, "its q and k are not rotated by the same angles")
+    if len({part.weight.scale is None or part.weight.scale.dtype for part in (q, k, v)}) > 1:
+        raise Mismatch(attention, "its q, k and v have weights of several precisions")
     return q, k, v
 
 
@@ -97,9 +113,9 @@ def projection(graph: gs.Graph, attention: gs.Node, tensor: gs.Tensor) -> Projec
         raise Mismatch(attention, f"{name} must be (B, S, HD) as (B, H, S, D); got {before} as {after}, transposed")
     product, bias = split_bias(flat) or (flat, None)
     matmul = made(private(product), "MatMul")
-    weight = constant_value(matmul.inputs[1])
+    weight = constant_weight(matmul.inputs[1])
     heads, size = after[2:]
-    if weight is None or weight.ndim != 2 or not isinstance(heads, int) or not isinstance(size, int):
+    if weight is None or not isinstance(heads, int) or not isinstance(size, int):
         raise Mismatch(attention, f"{name} must be a product with a constant weight, of which the heads are known")
     return Projection(matmul.inputs[0], weight, bias, heads, size, angles)
 
@@ -111,10 +127,32 @@ def same_angles(first: Angles | None, second: Angles | None) -> bool:
     return first[0] is second[0] and first[1] is second[1]
 
 
+def constant_weight(tensor: gs.Tensor) -> Weight | None:
+    """The weight (E, HD) that a product reads, or ``None`` where it is no constant, or int8 of another kind."""
+    values = constant_value(tensor)
+    if values is not None:
+        return Weight(values) if values.ndim == 2 else None
+    node = producer(tensor, "DequantizeLinear")
+    if node is None or node.attrs.get("axis", 1) not in (1, -1) or node.attrs.get("block_size", 0):
+        return None
+    values, scale, *zero_points = (constant_value(each) for each in node.inputs)
+    if values is None or values.dtype != np.int8 or values.ndim != 2 or scale is None:
+        return None
+    if scale.shape != values.shape[1:] or any(zero is None or zero.any() for zero in zero_points):
+        return None
+    return Weight(values, scale)
+
+
 def one_product(write: Writer, parts: Sequence[Projection]) -> gs.Tensor:
     """The product of their tensor with their weights side by side."""
-    weight = np.concatenate([part.weight for part in parts], axis=1)
-    packed = write.add("MatMul", parts[0].x, write.constant(weight, weight.dtype))
+    values = np.concatenate([part.weight.values for part in parts], axis=1)
+    weight: gs.Tensor = write.constant(values, values.dtype)
+    scales = [part.weight.scale for part in parts if part.weight.scale is not None]
+    if scales:
+        scale = np.concatenate(scales)
+        weight = write.add("DequantizeLinear", weight, write.constant(scale, scale.dtype), dtype=scale.dtype, axis=1)
+        weight.shape = values.shape
+    packed = write.add("MatMul", parts[0].x, weight)
     shape = tensor_shape(parts[0].x)
-    packed.shape = shape and (*shape[:-1], weight.shape[1])
+    packed.shape = shape and (*shape[:-1], values.shape[1])
     return packed

@@ -54,6 +54,15 @@ def _fixed_seeds() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _shared_traces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each model is traced by one of the processes that share the tests, and read by the others."""
+    from tests import traced_models
+
+    base = tmp_path_factory.getbasetemp()
+    traced_models.SHARED = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """On models this small, threads that wait for one another take far longer than the work."""
     import torch

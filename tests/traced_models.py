@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, load
 
 from exporter import models
 from exporter.models.checkpoint import PreTrainedModel
-from exporter.tasks import FAMILY_PREFIX, TASKS, TaskName
+from exporter.tasks import FAMILY_PREFIX, TASKS, TaskName, expected_fusions
 from exporter.trace import Interface, trace
+from graph_passes.graph_pass import NearMiss, PassReport, Place
+from tests import on_models
 
-__all__ = ["MODELS", "VARIANTS", "Recipe", "TracedModel", "make_model", "trace_model"]
+__all__ = ["MODELS", "VARIANTS", "Recipe", "TracedModel", "fuse_model", "make_model", "trace_model"]
 
 # No size that is a power of two or equals another: head size 6, and widths that show a transposed weight.
 TINY: dict[str, Any] = {
@@ -107,10 +112,57 @@ def make_model(name: str) -> PreTrainedModel[Any]:
     return model
 
 
+# Where the processes of one test run keep their graphs for each other; set by tests/conftest.py.
+SHARED: Path | None = None
+
+
 @functools.cache
 def trace_model(name: str) -> TracedModel:
     """Makes and traces a model, the first time that it is asked for."""
     recipe = (MODELS | VARIANTS)[name]
     model = make_model(name)
     interface = Interface(model, TASKS[recipe.task], position_ids=recipe.position_ids)
-    return TracedModel(name, model.config, interface, trace(interface))
+    return TracedModel(name, model.config, interface, _shared(name, interface))
+
+
+@functools.cache
+def fuse_model(name: str) -> tuple[ModelProto, tuple[PassReport, ...]]:
+    """The fused graph of a model and what the passes did, the first time that it is asked for."""
+    traced = trace_model(name)
+
+    def make() -> tuple[ModelProto, list[PassReport]]:
+        expected = expected_fusions(traced.config, TASKS[(MODELS | VARIANTS)[name].task])
+        return on_models.fuse(traced.plain, expected=expected)
+
+    if SHARED is None:
+        fused, reports = make()
+        return fused, tuple(reports)
+    path = SHARED / f"{name}.fused.onnx"
+    if not path.is_file():
+        fused, reports = make()
+        _write(path.with_suffix(".json"), json.dumps([asdict(report) for report in reports]).encode())
+        _write(path, fused.SerializeToString())
+    stored = json.loads(path.with_suffix(".json").read_bytes())
+    return load(path), tuple(_report(entry) for entry in stored)
+
+
+def _shared(name: str, interface: Interface) -> ModelProto:
+    if SHARED is None:
+        return trace(interface)
+    path = SHARED / f"{name}.onnx"
+    if not path.is_file():
+        _write(path, trace(interface).SerializeToString())
+    return load(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Another process may do the same: it is whole or not there."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    own.write_bytes(content)
+    own.replace(path)
+
+
+def _report(entry: dict[str, Any]) -> PassReport:
+    places = tuple(Place(**place) for place in entry.pop("places"))
+    misses = tuple(NearMiss(**miss) for miss in entry.pop("near_misses"))
+    return PassReport(**entry, places=places, near_misses=misses)

@@ -18,8 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from exporter.tasks import FAMILY_PREFIX, TASKS, expected_fusions
 from graph_passes.graph_pass import PassReport
-from tests import on_models
-from tests.traced_models import MODELS, TINY, trace_model
+from tests.traced_models import MODELS, TINY, fuse_model, trace_model
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -40,7 +39,7 @@ class Traced:
 def trace_tiny(name: str) -> Traced:
     known = trace_model(name)
     expected = expected_fusions(known.config, TASKS[MODELS[name].task])
-    fused, reports = on_models.fuse(known.plain, expected=expected)
+    fused, reports = fuse_model(name)
     gc.freeze()
     return Traced(name, known.config, known.plain, fused, {report.name: report for report in reports}, expected)
 

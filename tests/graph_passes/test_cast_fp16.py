@@ -294,6 +294,36 @@ def test_scores_beyond_half_precision_are_not_clamped(rewrite: Rewrite, run: Run
     assert run_strictly(model, within)["y"].tolist() == [[[0.5, 0.5], [0.5, 0.5]]]
 
 
+def test_around_static_int8_steps_are_half_precision_where_it_holds_them(
+    masked_lm: Traced, dtypes_of: DtypesOf
+) -> None:
+    model, _ = on_models.change_precision(masked_lm.fused, "int8", ranges=on_models.ranges_of(masked_lm.fused))
+    dtypes = dtypes_of(model)
+    layers = masked_lm.config.num_hidden_layers
+    products = floats_read_by(model, "DequantizeLinear", dtypes)
+    assert products == [[HALF]] * (10 * layers)
+    is_roberta = masked_lm.config.model_type == "roberta-prelayernorm"  # its first norm has no sum: it stays wide
+    assert sorted(floats_read_by(model, "QuantizeLinear", dtypes)) == sorted(
+        [[FLOAT, FLOAT]] * is_roberta + [[HALF, HALF]] * (4 * layers - is_roberta)
+    )
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert dtypes[node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]] == TensorProto.INT8
+
+
+def test_a_step_that_half_precision_would_lose_stays(
+    masked_lm: Traced, dtypes_of: DtypesOf, run: Run, make_feeds: MakeFeeds
+) -> None:
+    ranges = on_models.ranges_of(masked_lm.fused)
+    name = next(iter(ranges))
+    model, _ = on_models.change_precision(masked_lm.fused, "int8", ranges=ranges | {name: 1e-3})
+    dtypes = dtypes_of(model)
+    steps = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and len(node.input) == 3]
+    assert [dtypes[node.input[1]] for node in steps].count(FLOAT) == 1
+    assert {tuple(pair) for pair in floats_read_by(model, "MatMul", dtypes) if len(pair) == 2} == {(HALF, HALF)}
+    assert np.isfinite(run(model, make_feeds(model))["logits"]).all()
+
+
 def test_it_runs_once(masked_lm: Traced) -> None:
     with pytest.raises(PassError, match=r"cast_fp16 cannot run here.* must not come after \['cast_fp16'\]"):
         narrow(narrow(masked_lm.fused))

@@ -46,7 +46,7 @@ sum (float[batch, sequence, 4] x) => (float[batch, sequence, 4] y)
 
 
 def test_every_pass_is_listed_once_and_names_passes_that_exist() -> None:
-    assert list(BY_NAME) == [*FUSED, "cast_fp16", "quantize_dynamic", *LOWERED]
+    assert list(BY_NAME) == [*FUSED, "insert_qdq", "cast_fp16", "quantize_dynamic", *LOWERED]
     assert len(BY_NAME) == len(pipeline.PIPELINE)
     for step in pipeline.PIPELINE:
         assert {*step.requires, *step.forbids} <= BY_NAME.keys()
@@ -68,7 +68,7 @@ def test_a_pass_that_comes_too_early_is_refused(rewrite: Rewrite, name: str) -> 
 
 
 @pytest.mark.parametrize("later", ["fp16", "int8", "onnxruntime", "native", "plugin"])
-@pytest.mark.parametrize("name", ["cast_fp16", "quantize_dynamic"])
+@pytest.mark.parametrize("name", ["insert_qdq", "cast_fp16", "quantize_dynamic"])
 def test_a_precision_is_chosen_once_and_before_lowering(rewrite: Rewrite, name: str, later: str) -> None:
     model, _ = on_models.fuse(rewrite(TEXT))
     if later in pipeline.LOWERINGS:

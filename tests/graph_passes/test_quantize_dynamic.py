@@ -16,7 +16,7 @@ from onnx import ModelProto, numpy_helper
 
 from exporter.parity.metrics import measure
 from graph_passes.errors import PassError
-from graph_passes.quantize_dynamic import quantize_weight
+from graph_passes.quantization import quantize_weight
 from tests import on_models
 
 if TYPE_CHECKING:
