@@ -95,6 +95,17 @@ def export_verb(
     target: Annotated[
         list[str] | None, typer.Option(help="What engines are built for; repeat for several (default: onnxruntime).")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts, one per line, for int8 of TensorRT; or a calibration.json."),
+    ] = None,
+    sm: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Of TensorRT-RTX: an architecture, such as 89; repeat.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=MIN:OPT:MAX,...", help="Of TensorRT: how large axes may be, as for build."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the inputs that parity is judged on.")] = 0,
     json_output: Json = False,
 ) -> int:
@@ -106,6 +117,12 @@ def export_verb(
         options["precisions"] = precision
     if target:
         options["targets"] = target
+    if sm or profile:
+        from exporter.building import make_options
+
+        options["options"] = make_options(profiles=profile or (), sms=sm or ())
+    if calibration:
+        options["calibration"] = calibration
     with stages(quiet=json_output) as progress:
         report = export(source, destination, task=task, seed=seed, progress=progress, **options)
     return print_report(report, json_output, f"Wrote {destination}")
@@ -197,6 +214,87 @@ def plugins_verb(
     return 0
 
 
+@app.command("build")
+@reported
+def build_verb(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL.onnx", help="A graph from any exporter, fused or not; it has the precision."),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="OUT.engine", help="The file to write.")],
+    target: Annotated[str, typer.Option(help="onnxruntime, tensorrt-rtx or tensorrt.")],
+    lowering: Annotated[
+        str | None, typer.Option(help="The form to build from, as for fuse (default: the target's usual one).")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the engine is for, such as rtx-4090; an unknown name lists all."),
+    ] = None,
+    sm: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="An architecture, such as 89; repeat for several.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=MIN:OPT:MAX,...",
+            help="How large axes may be, such as batch=1:1:8,sequence=1:128:512; repeat for another profile.",
+        ),
+    ] = None,
+    profile_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='The same as JSON, {"sequence": [1, 128, 512]} or a list of such.'),
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(metavar="0-5", help="How long the builder may search.")
+    ] = None,
+    workspace_mb: Annotated[int | None, typer.Option(metavar="MB", help="The most scratch memory of a kernel.")] = None,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave the weights out, to be put back on the device.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Run on later releases of the same major version, too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="ampere-plus or same-compute-capability.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measured kernels, read and written.")
+    ] = None,
+    json_output: Json = False,
+) -> int:
+    """Build an engine from a graph, on this machine, and write down how."""
+    try:
+        from exporter.building import build, make_options
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"Building from a graph needs {error.name}, which is missing: pip install 'rotary-press[export]'."
+        ) from error
+
+    options = make_options(
+        profiles=profile or (),
+        profile_file=profile_file,
+        sms=sm or (),
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        strip_weights=strip_weights,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        timing_cache=timing_cache,
+    )
+    with stages(quiet=json_output) as progress:
+        report = build(
+            source, destination, target=target, device=device, lowering=lowering, options=options, progress=progress
+        )
+    if json_output:
+        print_json(report.model_dump())
+        return 0
+    kernels = "" if report.kernels is None else f", {report.kernels} kernels"
+    out.print(f"{report.target} {report.precision}: {report.size_bytes / 1e6:.2f} MB{kernels}")
+    out.print(f"built from {report.lowering}: {report.reason}")
+    out.print(f"Wrote {destination}")
+    return 0
+
+
 @app.command("validate")
 @reported
 def validate_verb(
@@ -270,11 +368,27 @@ def run_verb(
 @app.command("inspect")
 @reported
 def inspect_verb(
-    path: Annotated[Path, typer.Argument(metavar="OUT|MODEL.onnx", help="An exported folder, or a graph.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT|MODEL.onnx|ENGINE", help="An exported folder, a graph, or an engine built from one."
+        ),
+    ],
     nodes: Annotated[bool, typer.Option("--nodes", help="Of a graph, list the nodes as well.")] = False,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="ENGINE", help="Of an engine, set its kernels beside another's.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of an engine, what its times are estimated for, such as rtx-4090."),
+    ] = None,
     json_output: Json = False,
 ) -> int:
-    """Show what an exported folder or a graph holds; of a graph also what would fuse, and what nearly would."""
+    """Show what a folder, a graph or an engine holds; of a graph what would fuse, of an engine its kernels."""
+    if path.with_name(f"{path.name}.json").is_file():
+        return inspect_engine(path, compare, device, json_output)
+    if compare is not None or device is not None:
+        raise UserError(f"--compare and --device are for engines with a record beside them; {path} has none.")
     facts = inspect_folder(path) if path.is_dir() else inspect_graph(path)
     fusions = None if path.is_dir() else inspect_fusions(path, facts)
     listing = list_nodes(path) if nodes and not path.is_dir() else None
@@ -316,8 +430,73 @@ def doctor_verb(json_output: Json = False) -> int:
         out.print(f"{extra.name:>12}  {extra.purpose}: {packages}")
         if extra.missing and extra.name != "base":
             out.print(f"{'':>12}  to install: pip install 'rotary-press[{extra.name}]'")
+    for gpu in diagnosis.gpus or ["none that nvidia-smi lists"]:
+        out.print(f"{'GPU':>12}  {gpu}")
     for target, reason in diagnosis.targets.items():
-        out.print(f"{target:>12}  {'usable' if reason is None else f'not usable: {reason}'}")
+        unable = diagnosis.runs[target]
+        state = "usable" if unable is None else f"builds engines, cannot run them: {unable}"
+        out.print(f"{target:>12}  {state if reason is None else f'not usable: {reason}'}")
+    return 0
+
+
+def inspect_engine(path: Path, other: Path | None, device: str | None, json_output: bool) -> int:
+    """Shows how an engine was made, its kernels by part, and what they should take on a device."""
+    from exporter.engines import devices
+    from exporter.engines.schedule import compare
+    from exporter.engines.tensorrt_base import read_record
+
+    record = read_record(path)
+    named = device or record.device
+    place = devices.find_device(named) if named else None
+    seconds = None
+    if record.schedule is not None and place is not None:
+        seconds = devices.estimate_on(place, record.schedule).estimated_seconds
+    comparison = None
+    if other is not None:
+        beside = read_record(other)
+        if record.schedule is None or beside.schedule is None:
+            raise UserError(
+                f"{path if record.schedule is None else other} was built by what does not tell its kernels."
+            )
+        comparison = compare(record.schedule, beside.schedule)
+    if json_output:
+        print_json(
+            record.model_dump(mode="json")
+            | {"estimated_seconds": seconds, "estimated_for": place and place.name}
+            | {"comparison": comparison and comparison.model_dump(mode="json")}
+        )
+        return 0
+    out.print(f"{record.target} {record.version}, {record.size_bytes / 1e6:.2f} MB, built in {record.seconds:.1f} s")
+    out.print(f"from {record.lowering}: {record.reason}")
+    for ranges in record.profiles:
+        out.print(f"takes {', '.join(f'{axis} {of}' for axis, of in ranges.items())}")
+    if comparison is not None:
+        table = Table(title=f"{path.name} | {other.name if other else ''}, at the optimum of the profile")
+        table.add_column("part")
+        for heading in ("kernels", "MB moved", "GFLOP"):
+            table.add_column(heading, justify="right")
+        for row in comparison.rows:
+            table.add_row(
+                row.part or "(not known)",
+                " | ".join(map(str, row.kernels)),
+                " | ".join(f"{moved / 1e6:.2f}" for moved in row.bytes),
+                " | ".join(f"{count / 1e9:.3f}" for count in row.operations),
+            )
+        out.print(table)
+        out.print(f"waits for other streams: {comparison.waits[0]} | {comparison.waits[1]}")
+    elif record.schedule is not None:
+        table = Table(title=f"Kernels of {path.name}, at the optimum of the profile")
+        for heading in ("part", "kernel", "type"):
+            table.add_column(heading)
+        for heading in ("MB read", "MB written", "GFLOP"):
+            table.add_column(heading, justify="right")
+        for kernel in record.schedule.kernels:
+            numbers = kernel.bytes_read / 1e6, kernel.bytes_written / 1e6, kernel.operations / 1e9
+            table.add_row(kernel.part, kernel.name[:60], kernel.type, *(f"{number:.3f}" for number in numbers))
+        out.print(table)
+        out.print(f"{len(record.schedule.kernels)} kernels, {record.schedule.waits} waits for other streams")
+    if seconds is not None and place is not None:
+        out.print(f"estimated for {place.title} from its datasheet, not measured: at least {1e6 * seconds:.0f} us")
     return 0
 
 
@@ -445,6 +624,8 @@ def print_report(report: Any, json_output: bool, written: str) -> int:
             out.print(
                 f"FAIL {result.target} {result.precision} {result.output}: {failure} (worst: {result.worst_case})"
             )
+    for engine, reason in report.not_run.items():
+        out.print(f"NOT RUN {engine}: {reason}. Run rotary-press validate where it can.")
     out.print(f"{written}: {'PASS' if report.passed else 'FAIL'}")
     return 0 if report.passed else 1
 

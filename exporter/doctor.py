@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib import metadata
 
 from pydantic import BaseModel
@@ -30,8 +32,8 @@ EXTRAS = {
     ),
     "export": ("compile a checkpoint", ("torch", "onnx", "onnx-graphsurgeon", "onnxscript", "polygraphy")),
     "plugins": ("compile the plugins' kernels", ("triton",)),
-    "rtx": ("TensorRT-RTX engines (none are built yet)", ("tensorrt-rtx",)),
-    "tensorrt": ("TensorRT engines (none are built yet)", ("tensorrt",)),
+    "rtx": ("build TensorRT-RTX engines", ("tensorrt-rtx",)),
+    "tensorrt": ("build TensorRT engines", ("tensorrt",)),
 }
 
 
@@ -49,15 +51,23 @@ class Extra(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """The machine, the extras and the targets; a target's value is ``None`` where it is usable, else the reason."""
+    """The machine, the extras and the targets.
+
+    Attributes:
+        gpus: What NVIDIA's driver lists: name, memory, compute capability and the driver's version.
+        targets: ``None`` where engines can be built here, else the reason and what to install.
+        runs: ``None`` where engines can be run here, else the reason.
+    """
 
     python: str
     system: str
     processor: str
     cpus: int
     rotary_press: str
+    gpus: list[str]
     extras: list[Extra]
     targets: dict[str, str | None]
+    runs: dict[str, str | None]
 
 
 def diagnose() -> Diagnosis:
@@ -72,8 +82,28 @@ def diagnose() -> Diagnosis:
             Extra(name=name, purpose=purpose, packages={package: _version(package) for package in packages})
             for name, (purpose, packages) in EXTRAS.items()
         ],
+        gpus=_gpus(),
         targets={target: engine.is_available() for target, engine in ENGINES.items()},
+        runs={target: engine.cannot_run() for target, engine in ENGINES.items()},
     )
+
+
+def _gpus() -> list[str]:
+    """A line for each GPU, as nvidia-smi tells it; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = "--query-gpu=name,memory.total,compute_cap,driver_version"
+    try:
+        told = subprocess.run(  # noqa: S603  # NVIDIA's, with fixed arguments
+            [program, query, "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if told.returncode:
+        return []
+    lines = [[field.strip() for field in line.split(",")] for line in told.stdout.splitlines()]
+    return [f"{n}, {memory}, SM {sm.replace('.', '')}, driver {driver}" for n, memory, sm, driver in lines]
 
 
 def _version(distribution: str) -> str | None:

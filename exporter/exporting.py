@@ -11,20 +11,22 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from exporter import models, parity
-from exporter.engines import Engine, get_engine
+from exporter.calibration import Ranges, batches_of_texts, calibrate, read_texts
+from exporter.engines import BuildOptions, Engine, get_engine
+from exporter.engines.tensorrt_base import TensorRTBase
 from exporter.errors import UserError
 from exporter.files import new_folder, sha256
 from exporter.manifest import FILE_NAME, EngineEntry, FusionEntry, Manifest, installed_versions
 from exporter.models.checkpoint import PreTrainedModel, weights_file
-from exporter.onnx_files import save_onnx
+from exporter.onnx_files import MAX_TOKENS, save_onnx
 from exporter.parity import ParityReport
-from exporter.tasks import FAMILY_PREFIX, Task, expected_fusions, find_task
+from exporter.tasks import FAMILY_PREFIX, Task, TensorSpec, expected_fusions, find_task
 from exporter.tokenization import load_tokenizer
 from exporter.trace import Interface, trace
 from exporter.validation import REFERENCE, validate
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
-from graph_passes.graph_tools import import_model
+from graph_passes.graph_tools import import_model, notes_of
 
 __all__ = ["export", "load_model"]
 
@@ -57,6 +59,8 @@ def export(
     position_ids: bool = False,
     precisions: Sequence[str] = pipeline.PRECISIONS,
     targets: Sequence[str] = ("onnxruntime",),
+    calibration: str | os.PathLike[str] | None = None,
+    options: BuildOptions | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -73,6 +77,9 @@ def export(
         position_ids: Make learnt positions an input of the engines; by default they count them.
         precisions: Of ``"fp32"``, ``"fp16"``, ``"int8"``.
         targets: Of ``exporter.engines.ENGINES``.
+        calibration: For int8 of targets that need ranges beforehand: a text file with one text per line, like those
+            that the model will read, or a ``calibration.json`` of the same model.
+        options: What is asked of the builders of TensorRT's engines.
         seed: Of the parity inputs.
         progress: Called with a line at the start of each stage; ``None`` is silent.
 
@@ -95,6 +102,11 @@ def export(
     for engine in engines:
         if reason := engine.is_available():
             raise UserError(f"The target {engine.target} is not usable here: {reason}")
+        if "int8" in precisions and engine.quantization == "static" and calibration is None:
+            raise UserError(
+                f"int8 for {engine.target} needs ranges beforehand: give --calibration FILE, a text file with one text "
+                f"per line like those that the model will read; or leave int8 out with --precision."
+            )
 
     folder = Path(source)
     config = models.load_config(folder)
@@ -111,6 +123,7 @@ def export(
 
         progress("tracing to ONNX")
         plain = import_model(trace(interface))
+        notes_of(plain).metadata_props.add(key=MAX_TOKENS, value=str(config.max_tokens))
 
         progress("computing the reference")
         cases = parity.make_cases(
@@ -129,10 +142,15 @@ def export(
         del plain
         passes = list(fusions)
         entries: list[EngineEntry] = []
+        ranges = None
+        if calibration is not None:
+            progress("calibrating")
+            ranges = _calibrated(fused, Path(calibration), staging, inputs, config)
+        options = (options or BuildOptions()).model_copy(update={"max_tokens": config.max_tokens})
         for precision in pipeline.PRECISIONS:
             if precision in precisions:
                 progress(f"building {precision}")
-                passes += _build(fused, precision, engines, staging, entries)
+                passes += _build(fused, precision, ranges, engines, options, staging, entries)
         del fused
 
         manifest = Manifest(
@@ -174,34 +192,80 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
     return [ids] if isinstance(ids, int) else ids or []
 
 
+def _calibrated(
+    fused: gs.Graph, source: Path, staging: Path, inputs: Sequence[TensorSpec], config: Any
+) -> dict[str, float]:
+    """The ranges of activations, from a file of them or from texts; they are kept in the export.
+
+    Raises:
+        UserError: If they are of another model, or there is no tokenizer for the texts.
+    """
+    if source.suffix == ".json":
+        ranges = Ranges.load(source)
+    else:
+        texts = read_texts(source)
+        if not any((staging / "tokenizer").glob("*")):
+            raise UserError(
+                "The checkpoint has no tokenizer to read calibration texts with: put one beside its weights."
+            )
+        tokenizer = load_tokenizer(staging / "tokenizer", config.model_type)
+        ranges = calibrate(fused, batches_of_texts(tokenizer, texts, inputs, config.max_tokens))
+    found = ranges.of(fused)
+    ranges.save(staging / "model" / "calibration.json")
+    return found
+
+
 def _build(
     fused: gs.Graph,
     precision: pipeline.Precision,
+    ranges: dict[str, float] | None,
     engines: Sequence[Engine],
+    options: BuildOptions,
     staging: Path,
     entries: list[EngineEntry],
 ) -> list[PassReport]:
-    """Writes the portable graph and every engine of one precision, and adds the engines to ``entries``."""
-    changed, reports = pipeline.change_precision(fused, precision)
-    save_onnx(changed, staging / "model" / f"{precision}.onnx")
-    for engine in engines:
-        lowered, _ = pipeline.lower(changed, engine.lowering)
-        destination = staging / "engines" / f"{engine.target}-{precision}{engine.suffix}"
-        scratch = staging / "lowered"
-        scratch.mkdir()
-        save_onnx(lowered, scratch / f"{destination.stem}.onnx")
-        del lowered
-        engine.build(scratch / f"{destination.stem}.onnx", destination)
-        shutil.rmtree(scratch)
-        entries.append(
-            EngineEntry(
-                target=engine.target,
-                precision=precision,
-                file=destination.relative_to(staging).as_posix(),
-                size_bytes=sum(path.stat().st_size for path in destination.parent.glob(f"{destination.name}*")),
-            )
-        )
+    """Writes the portable graph and every engine of one precision, and adds the engines to ``entries``.
+
+    Of int8 there are two graphs: what ONNX Runtime's CPU runs finds ranges as it runs, TensorRT has them beforehand.
+    """
+    reports: list[PassReport] = []
+    for quantization in ("dynamic", "static"):
+        of_kind = [engine for engine in engines if engine.quantization == quantization]
+        if precision != "int8":
+            of_kind = list(engines) if quantization == "dynamic" else []
+        if not of_kind:
+            continue
+        is_static = precision == "int8" and quantization == "static"
+        changed, done = pipeline.change_precision(fused, precision, ranges=ranges if is_static else None)
+        reports += done
+        save_onnx(changed, staging / "model" / f"{precision}{'-static' if is_static else ''}.onnx")
+        for engine in of_kind:
+            entries.append(_engine(engine, changed, precision, options, staging))
     return reports
+
+
+def _engine(
+    engine: Engine, graph: gs.Graph, precision: pipeline.Precision, options: BuildOptions, staging: Path
+) -> EngineEntry:
+    """Lowers a graph and builds an engine from it."""
+    lowered, _ = pipeline.lower(graph, engine.lowering)
+    destination = staging / "engines" / f"{engine.target}-{precision}{engine.suffix}"
+    scratch = staging / "lowered"
+    scratch.mkdir()
+    save_onnx(lowered, scratch / f"{destination.stem}.onnx")
+    del lowered
+    engine.build(
+        scratch / f"{destination.stem}.onnx", destination, options if isinstance(engine, TensorRTBase) else None
+    )
+    shutil.rmtree(scratch)
+    if isinstance(engine, TensorRTBase):
+        engine.annotate(destination, lowering=engine.lowering, reason=f"the usual one of {engine.target}")
+    return EngineEntry(
+        target=engine.target,
+        precision=precision,
+        file=destination.relative_to(staging).as_posix(),
+        size_bytes=sum(path.stat().st_size for path in destination.parent.glob(f"{destination.name}*")),
+    )
 
 
 def _copy_tokenizer(source: Path, family: str, destination: Path) -> bool:

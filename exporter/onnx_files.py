@@ -18,8 +18,9 @@ from exporter.files import inside, new_file
 from graph_passes.graph_tools import Weights, import_model, with_weights_as_inputs, without_weights
 from plugins.contract import DOMAIN
 
-__all__ = ["load_onnx", "read_onnx", "save_onnx"]
+__all__ = ["MAX_TOKENS", "load_onnx", "read_onnx", "save_onnx"]
 
+MAX_TOKENS = "rotary_press.max_tokens"  # in a graph's metadata: how many tokens the model's positions hold
 OPSET = 20  # what older models are brought to: what the function bodies of our ops are written in
 EXTERNAL_DATA_ABOVE = 1 << 30  # bytes; a protobuf file ends at 2 GiB
 PAGE = 4096  # bytes; where a weight begins at one, a runtime can map it

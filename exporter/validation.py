@@ -26,7 +26,7 @@ def validate(
     """Runs every engine of an export on the reference's inputs, here and now, and writes the report.
 
     Run it on the device that will serve the model: what float32 PyTorch computes was recorded at export, so PyTorch is
-    not needed, while the engine's kernels are those of the device.
+    not needed, while the engine's kernels are those of the device. What cannot run here is told, not judged.
 
     Args:
         folder: Written by ``rotary-press export``. Every file's hash is checked first.
@@ -40,11 +40,15 @@ def validate(
     path = Path(folder)
     manifest = load_manifest(path, check_files=True)
     reference = parity.load_reference(inside(path, REFERENCE))
-    results = []
+    results, not_run = [], {}
     for entry in manifest.engines:
         if progress is not None:
             progress(f"checking {entry.target} {entry.precision}")
-        runner = get_engine(entry.target).load(inside(path, entry.file))
+        engine = get_engine(entry.target)
+        if reason := engine.cannot_run():
+            not_run[f"{entry.target} {entry.precision}"] = reason
+            continue
+        runner = engine.load(inside(path, entry.file))
         results += parity.compare(
             runner,
             reference,
@@ -59,6 +63,7 @@ def validate(
         cases=[case.name for case, _ in reference],
         versions=installed_versions(),
         results=results,
+        not_run=not_run,
     )
     parity.write_report(report, path / "report" if report_dir is None else Path(report_dir))
     return report

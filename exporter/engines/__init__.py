@@ -1,12 +1,14 @@
 """The targets that engines can be built for."""
 
-from exporter.engines.engine import Arrays, Engine, Runner
+from exporter.engines.engine import Arrays, BuildOptions, Engine, Range, Runner
 from exporter.engines.onnxruntime import OnnxRuntime
+from exporter.engines.tensorrt import TensorRT
+from exporter.engines.tensorrt_rtx import TensorRTRTX
 from exporter.errors import UserError
 
-__all__ = ["ENGINES", "Arrays", "Engine", "Runner", "get_engine"]
+__all__ = ["ENGINES", "Arrays", "BuildOptions", "Engine", "Range", "Runner", "get_engine"]
 
-ENGINES: dict[str, Engine] = {engine.target: engine for engine in (OnnxRuntime(),)}
+ENGINES: dict[str, Engine] = {engine.target: engine for engine in (OnnxRuntime(), TensorRTRTX(), TensorRT())}
 
 
 def get_engine(target: str) -> Engine:

@@ -3,15 +3,72 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from typing_extensions import Self
 
-__all__ = ["Arrays", "Engine", "Runner"]
+__all__ = ["Arrays", "BuildOptions", "Engine", "Progress", "Range", "Runner"]
 
 Arrays = dict[str, NDArray[Any]]
+Progress = Callable[[str], None]
+
+
+class Range(BaseModel):
+    """How large an axis of the inputs may be: an engine is tuned for the optimum and takes all between the others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: NonNegativeInt
+    opt: NonNegativeInt
+    max: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"expected min <= opt <= max; got {self.min}:{self.opt}:{self.max}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+class BuildOptions(BaseModel):
+    """What a builder can be asked for. A target refuses what it does not have.
+
+    Attributes:
+        profiles: Each a range for some axes by their names in the graph; axes that are not in it have a usual range. An
+            engine takes what fits one of them. Empty for what is usual.
+        max_tokens: How many tokens the model's positions hold, past ones included; ``None`` where it is not known.
+        sms: Architectures to build for; empty for the target's own choice.
+        optimization_level: 0 (quick to build) to 5 (quick to run); ``None`` for the builder's default.
+        workspace_mb: The most scratch memory that a kernel may take, in MiB; ``None`` for all there is.
+        strip_weights: Leave the weights out; they are put back when the engine is loaded.
+        version_compatible: Also run on later releases of the same major version.
+        hardware_compatible: Also run on other architectures than the builder's.
+        timing_cache: A file of measured kernels, read and written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profiles: tuple[dict[str, Range], ...] = ()
+    max_tokens: PositiveInt | None = None
+    sms: tuple[int, ...] = ()
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    workspace_mb: PositiveInt | None = None
+    strip_weights: bool = False
+    version_compatible: bool = False
+    hardware_compatible: Literal["ampere-plus", "same-compute-capability"] | None = None
+    timing_cache: Path | None = None
+
+    def asked(self) -> list[str]:
+        """The names of the options that are not as by default; ``max_tokens`` is a fact, no wish."""
+        usual = BuildOptions()
+        names = set(type(self).model_fields) - {"max_tokens"}
+        return sorted(name for name in names if getattr(self, name) != getattr(usual, name))
 
 
 class Runner(ABC):
@@ -39,26 +96,41 @@ class Engine(ABC):
         target: The name that the command line uses.
         lowering: The name of the lowering in ``graph_passes`` whose graphs ``build`` takes.
         suffix: Of engine files.
+        quantization: What int8 means to it: ranges found in each run, or known beforehand.
     """
 
     target: str
     lowering: str
     suffix: str
+    quantization: Literal["dynamic", "static"] = "dynamic"
 
     @abstractmethod
     def is_available(self) -> str | None:
-        """``None`` where engines can be built and run here, else the reason and what to install."""
+        """``None`` where engines can be built here, else the reason and what to install."""
+
+    def cannot_run(self) -> str | None:
+        """``None`` where engines can be run here, else the reason. Some targets build on machines that cannot run."""
+        return self.is_available()
 
     @abstractmethod
-    def build(self, lowered: Path, destination: Path) -> None:
+    def build(
+        self,
+        lowered: Path,
+        destination: Path,
+        options: BuildOptions | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         """Builds an engine file from a lowered ONNX model.
 
         Args:
             lowered: Of the same stem as ``destination``, because a model finds its external data by name.
             destination: The file to write. What belongs to it begins with its name.
+            options: What is asked of the builder; ``None`` for nothing.
+            progress: Called with a line at each stage; ``None`` is silent.
 
         Raises:
             UnavailableError: If the target is not usable here.
+            UserError: If it has no such option, or an option does not fit the model.
             CompileError: If the target refuses the model.
         """
 

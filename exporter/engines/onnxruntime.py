@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporter.engines.engine import Arrays, Engine, Runner
-from exporter.errors import BundleError, CompileError, UnavailableError
+from exporter.engines.engine import Arrays, BuildOptions, Engine, Progress, Runner
+from exporter.errors import BundleError, CompileError, UnavailableError, UserError
 
 __all__ = ["OnnxRuntime"]
 
@@ -33,8 +33,16 @@ class OnnxRuntime(Engine):
             return f"onnxruntime cannot be imported ({error}): pip install onnxruntime"
         return None
 
-    def build(self, lowered: Path, destination: Path) -> None:
+    def build(
+        self,
+        lowered: Path,
+        destination: Path,
+        options: BuildOptions | None = None,
+        progress: Progress | None = None,  # noqa: ARG002  # there is one stage
+    ) -> None:
         """Copies the model, external data included, and loads it once, so that a file that cannot run is never kept."""
+        if asked := (options or BuildOptions()).asked():
+            raise UserError(f"onnxruntime has no options to build with; got {', '.join(asked)}.")
         for source in lowered.parent.glob(f"{lowered.name}*"):  # the model, and its external data beside it
             shutil.copyfile(source, destination.parent / source.name)
         try:

@@ -40,7 +40,11 @@ class OutputResult(BaseModel):
 
 
 class ParityReport(BaseModel):
-    """The verdicts on every output of every engine of one export."""
+    """The verdicts on every output of every engine of one export.
+
+    Attributes:
+        not_run: Engines that this machine cannot run, with the reason: nothing is known of them yet.
+    """
 
     model: str
     task: str
@@ -48,6 +52,7 @@ class ParityReport(BaseModel):
     cases: list[str]
     versions: dict[str, str]
     results: list[OutputResult]
+    not_run: dict[str, str] = {}
 
     @property
     def passed(self) -> bool:

@@ -54,6 +54,9 @@ def to_markdown(report: ParityReport) -> str:
             f"{_escape('; '.join(result.failures))}"
             for result in failed
         ]
+    if report.not_run:
+        lines += ["", "## Not run here", ""]
+        lines += [f"- {_escape(engine)}: {_escape(reason)}" for engine, reason in report.not_run.items()]
     lines += ["", "## Tolerances", ""]
     for precision in dict.fromkeys(result.precision for result in report.results):
         tolerance = TOLERANCES[precision]

@@ -66,6 +66,7 @@ def test_readme_commands_work(tmp_path: Path) -> None:
         "export",
         "fuse",
         "plugins",
+        "build",
         "validate",
         "run",
         "inspect",

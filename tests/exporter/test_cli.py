@@ -390,7 +390,7 @@ def test_nothing_fused_where_it_was_required(place: Path) -> None:
     assert tree(place) == before
 
 
-@pytest.mark.parametrize("verb", ["export", "fuse", "validate", "run", "inspect", "doctor"])
+@pytest.mark.parametrize("verb", ["export", "fuse", "plugins", "build", "validate", "run", "inspect", "doctor"])
 def test_help(verb: str) -> None:
     overview, details = press("--help"), press(verb, "--help")
     assert overview.exit_code == details.exit_code == 0
@@ -643,11 +643,16 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for line in lines if line.startswith("to install")] == [
         "to install: pip install 'rotary-press[export]'"
     ]
-    assert lines[-1] == "onnxruntime  not usable: no driver"
+    assert "onnxruntime  not usable: no driver" in lines
 
 
-def test_doctor_says_what_is_usable() -> None:
-    assert press("doctor").stdout.splitlines()[-1].split() == ["onnxruntime", "usable"]
+def test_doctor_says_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.engines.TensorRTRTX.is_available", lambda _self: None)
+    monkeypatch.setattr("exporter.engines.TensorRTRTX.cannot_run", lambda _self: "no GPU")
+    lines = [line.strip() for line in press("doctor").stdout.splitlines()]
+    assert "onnxruntime  usable" in lines
+    assert "tensorrt-rtx  builds engines, cannot run them: no GPU" in lines
+    assert "tensorrt  not usable: tensorrt is not installed: pip install 'rotary-press[tensorrt]'" in lines
 
 
 @pytest.mark.parametrize("verb", ["export", "inspect"])

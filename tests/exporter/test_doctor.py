@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +25,9 @@ def test_it_tells_what_is_here() -> None:
     base = next(extra for extra in diagnosis.extras if extra.name == "base")
     assert base.missing == []
     assert base.packages["onnxruntime"] == metadata.version("onnxruntime")
-    assert diagnosis.targets == dict.fromkeys(ENGINES)
+    assert list(diagnosis.targets) == list(diagnosis.runs) == list(ENGINES)
+    assert diagnosis.targets["onnxruntime"] is diagnosis.runs["onnxruntime"] is None
+    assert "pip install 'rotary-press[tensorrt]'" in str(diagnosis.targets["tensorrt"])
 
 
 def test_every_dependency_that_the_project_declares_is_looked_for() -> None:
@@ -56,7 +60,31 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_target_that_is_not_usable_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntime, "is_available", lambda _self: "the library is broken")
-    assert diagnose().targets == {"onnxruntime": "the library is broken"}
+    assert diagnose().targets["onnxruntime"] == "the library is broken"
+
+
+SMI = """#!/bin/sh
+echo "NVIDIA H200, 143771 MiB, 9.0, 580.159.03"
+echo "NVIDIA L4, 23034 MiB, 8.9, 580.159.03"
+exit {code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (0, ["NVIDIA H200, 143771 MiB, SM 90, driver 580.159.03", "NVIDIA L4, 23034 MiB, SM 89, driver 580.159.03"]),
+        (9, []),
+    ],
+)
+def test_gpus_are_what_the_driver_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, expected: list[str]
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI.format(code=code))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert diagnose().gpus == expected
 
 
 def test_missing_packages_keep_their_order() -> None:

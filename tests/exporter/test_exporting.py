@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -15,8 +16,18 @@ import pytest
 import torch
 
 from exporter import Session, export, exporting, load_model, onnx_files, parity, validate
+from exporter.engines import BuildOptions, get_engine
 from exporter.engines.onnxruntime import OnnxRuntime
-from exporter.errors import BundleError, CheckpointError, ConfigError, PassError, TokenizerError, UserError
+from exporter.engines.tensorrt_base import read_record
+from exporter.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    PassError,
+    TokenizerError,
+    UnavailableError,
+    UserError,
+)
 from exporter.files import sha256
 from exporter.manifest import FILE_NAME, Manifest, load_manifest
 from exporter.models import RoFormerForSequenceClassification, RoFormerModel
@@ -453,6 +464,68 @@ def test_a_fusion_that_did_not_happen_is_an_error(
     with pytest.raises(PassError, match="fuse_rotary applied 4 times, expected 5"):
         export(checkpoint, place / "out")
     assert tree(place) == {}
+
+
+# TensorRT-RTX, which is built here and cannot run here
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("今天 天气 好\na b c d\n非常 好\n", encoding="utf-8")
+    return path
+
+
+@quick_trace
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="it is installed there alone"
+)
+def test_engines_that_cannot_run_here_are_built_and_told(checkpoint: Path, place: Path, texts: Path) -> None:
+    targets = ["onnxruntime", "tensorrt-rtx"]
+    report = export(checkpoint, place / "out", targets=targets, calibration=texts, options=BuildOptions(sms=(89,)))
+    assert report.passed
+    assert {(result.target, result.precision) for result in report.results} == {
+        ("onnxruntime", precision) for precision in PRECISIONS
+    }
+    if get_engine("tensorrt-rtx").cannot_run() is None:
+        pytest.skip("here is a GPU")
+    assert set(report.not_run) == {f"tensorrt-rtx {precision}" for precision in PRECISIONS}
+    assert "## Not run here" in (place / "out" / "report" / "parity.md").read_text(encoding="utf-8")
+    manifest = load_manifest(place / "out", check_files=True)
+    assert {(entry.target, entry.precision) for entry in manifest.engines} == set(product(targets, PRECISIONS))
+    for precision in PRECISIONS:
+        record = read_record(place / "out" / "engines" / f"tensorrt-rtx-{precision}.engine")
+        assert (record.lowering, record.options.max_tokens, record.options.sms) == ("native", 20, (89,))
+    static = onnx.load(place / "out" / "model" / "int8-static.onnx")
+    assert sum(node.op_type == "QuantizeLinear" for node in static.graph.node) == 2 * 4
+    assert "calibration.json" in {path.name for path in (place / "out" / "model").iterdir()}
+    with pytest.raises(UnavailableError, match="The target tensorrt-rtx cannot run here"):
+        Session(place / "out", target="tensorrt-rtx")
+    kept = place / "out" / "model" / "calibration.json"
+    again = export(checkpoint, place / "again", targets=["tensorrt-rtx"], calibration=kept, precisions=["int8"])
+    assert not again.passed, "nothing was judged"
+    assert (place / "again" / "model" / "calibration.json").read_bytes() == kept.read_bytes()
+
+
+@pytest.mark.parametrize("precisions", [["int8"], ["fp32", "int8"]])
+def test_static_int8_asks_for_calibration_before_anything_is_done(
+    checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, precisions: list[str]
+) -> None:
+    monkeypatch.setattr("exporter.engines.TensorRTRTX.is_available", lambda _self: None)
+    with pytest.raises(UserError, match=r"int8 for tensorrt-rtx needs ranges beforehand: give --calibration FILE"):
+        export(checkpoint, place / "out", targets=["tensorrt-rtx"], precisions=precisions)
+    assert tree(place) == {}
+
+
+@quick_trace
+def test_ranges_of_another_model_are_refused(checkpoint: Path, place: Path, texts: Path, tmp_path: Path) -> None:
+    export(checkpoint, place / "out", precisions=["fp32"], calibration=texts)
+    kept = place / "out" / "model" / "calibration.json"
+    other = json.loads(kept.read_text()) | {"model": "0" * 64}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="These ranges are of another model"):
+        export(checkpoint, place / "again", precisions=["fp32"], calibration=tmp_path / "other.json")
+    assert not (place / "again").exists()
 
 
 # load_model

@@ -7,16 +7,10 @@ registry is the same, and whose parser finds these plugins too; no part of it bu
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +24,7 @@ from plugins.contract import FLOATS, TensorSpec
 from plugins.kernel import Request
 from plugins.ops import OPS
 from plugins.tensorrt_plugins import register
+from tests.with_tensorrt import run_with_tensorrt
 
 ROOT = Path(__file__).parents[2]
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8"}
@@ -42,52 +37,11 @@ VARIANTS = {
 each = pytest.mark.parametrize("name", VARIANTS)
 
 
-def package(name: str) -> Path:
-    spec = find_spec(name)
-    assert spec is not None, name
-    assert spec.submodule_search_locations is not None, name
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def assemble_tensorrt(folder: Path) -> None:
-    """Writes packages ``tensorrt`` and ``tensorrt_bindings``, and the libraries that they load."""
-    bindings, libraries = package("tensorrt_bindings"), package("tensorrt_rtx_libs")
-    shutil.copytree(bindings, folder / "tensorrt_bindings")
-    # The one function that TensorRT-RTX lacks. Nothing here calls it, so any other that it has will do.
-    lacks, has = b"\0initLibNvInferPlugins\0", b"\0getInferLibVersion\0\0\0\0"
-    code = (bindings / "tensorrt.so").read_bytes()
-    assert lacks in code
-    assert len(lacks) == len(has)
-    (folder / "tensorrt_bindings" / "tensorrt.so").write_bytes(code.replace(lacks, has))
-    stands_in = {"nvinfer": "tensorrt_rtx", "nvinfer_plugin": "tensorrt_rtx", "nvonnxparser": "tensorrt_onnxparser_rtx"}
-    major = version("tensorrt-cu13-bindings").partition(".")[0]
-    for name, other in stands_in.items():
-        (folder / f"lib{name}.so.{major}").symlink_to(next(libraries.glob(f"lib{other}.so.*")))
-    (folder / "tensorrt").mkdir()
-    (folder / "tensorrt" / "__init__.py").write_text(
-        "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
-    )
-    (folder / "tensorrt" / "plugin").symlink_to(bindings / "plugin")
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``inside_tensorrt.py`` found."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        pytest.skip("TensorRT's bindings and TensorRT-RTX are installed on Linux x86_64 only")
     folder = tmp_path_factory.mktemp("tensorrt")
-    assemble_tensorrt(folder)
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.plugins.inside_tensorrt", str(folder / "report.json")],
-        cwd=ROOT,
-        env=environment | paths,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    run_with_tensorrt(folder, "-m", "tests.plugins.inside_tensorrt", folder / "report.json")
     found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return found
 

@@ -1,0 +1,285 @@
+"""Building one engine from one graph: any ONNX file to an engine file. Needs the ``export`` extra and the target's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import inliner
+from pydantic import BaseModel, ValidationError
+
+from exporter.engines import BuildOptions, Engine, devices, get_engine
+from exporter.engines.tensorrt_base import TensorRTBase, read_record
+from exporter.engines.tensorrt_rtx import TensorRTRTX
+from exporter.errors import PassError, UnavailableError, UserError
+from exporter.files import new_file
+from exporter.onnx_files import MAX_TOKENS, load_onnx, save_onnx
+from graph_passes import pipeline
+from graph_passes.graph_tools import import_model, notes_of, with_weights_as_inputs
+
+__all__ = ["BuildReport", "build", "make_options"]
+
+BOUNDS = ("min", "opt", "max")
+FASTEST = "fastest"
+NARROW = {"int8": "int8", "float8_e4m3fn": "fp8", "float16": "fp16", "bfloat16": "bf16"}
+OLDEST_SM = 75  # PTX for it runs on all later ones
+
+
+class Chosen(NamedTuple):
+    """The form of the graph that is built, and why that one."""
+
+    lowering: str
+    reason: str
+
+
+class BuildReport(BaseModel):
+    """What was built.
+
+    Attributes:
+        file: The engine.
+        target: That it is for.
+        precision: Of the graph.
+        lowering: The form of the graph that it was built from.
+        reason: Why that one.
+        size_bytes: Of the engine file.
+        kernels: How many the engine has, where the builder tells; ``None`` where it does not.
+    """
+
+    file: str
+    target: str
+    precision: str
+    lowering: str
+    reason: str
+    size_bytes: int
+    kernels: int | None
+
+
+def build(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    target: str,
+    device: str | None = None,
+    lowering: str | None = None,
+    options: BuildOptions | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> BuildReport:
+    """Builds an engine from a graph at any stage: from any exporter, fused, or in half precision.
+
+    Args:
+        source: An ONNX file; its precision is that of the engine. One that is not fused yet is fused.
+        out: The engine file to write; ``<out>.json`` tells how it was made.
+        target: Of ``exporter.engines.ENGINES``.
+        device: What the engine is for, of ``exporter.engines.devices.DEVICES``: what it cannot run is refused.
+        lowering: Of ``graph_passes.pipeline.LOWERINGS``, or ``"fastest"`` of those that are possible; ``None`` for
+            the usual one.
+        options: What is asked of the builder.
+        progress: Called with a line at the start of each stage; ``None`` is silent.
+
+    Raises:
+        UserError: If the file, the device, the lowering or an option is not usable.
+        UnavailableError: If the target is not usable here.
+        CompileError: If the target refuses the graph.
+    """
+    progress = progress or (lambda _stage: None)
+    engine = get_engine(target)
+    if reason := engine.is_available():
+        raise UnavailableError(f"The target {target} is not usable here: {reason}.")
+    if lowering not in (None, FASTEST, *pipeline.LOWERINGS):
+        raise UserError(f"Unknown lowering {lowering!r}; expected {FASTEST}, {', '.join(pipeline.LOWERINGS)}.")
+    path, destination, place = Path(source), Path(out), None if device is None else devices.find_device(device)
+    progress("reading the graph")
+    graph = load_onnx(path)
+    precision = precision_of(graph)
+    options = _with_max_tokens(options or BuildOptions(), graph)
+    if isinstance(engine, TensorRTBase) and place is not None:
+        product, version = engine.product, engine.version
+        found = devices.choose_lowering(product, version, place, precision)
+        chosen = Chosen(found.lowering, found.reason)
+        if lowering not in (None, FASTEST):
+            devices.check(place, product, version, precision, lowering)
+        if target == "tensorrt-rtx" and not options.sms:
+            options = options.model_copy(update={"sms": (place.sm,)})
+    else:
+        chosen = Chosen(engine.lowering, f"the usual one of {target}")
+    if lowering is not None:
+        chosen = Chosen(lowering, "asked for")
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen.lowering == FASTEST:
+            chosen = _fastest(engine, graph, path, destination, place, options, Path(folder), progress)
+        else:
+            _build(engine, graph, path, chosen.lowering, destination, options, Path(folder), progress)
+    kernels = None
+    if isinstance(engine, TensorRTBase):
+        record = engine.annotate(destination, lowering=chosen.lowering, reason=chosen.reason, device=device)
+        kernels = len(record.schedule.kernels) if record.schedule else None
+    return BuildReport(
+        file=str(destination),
+        target=target,
+        precision=precision,
+        lowering=chosen.lowering,
+        reason=chosen.reason,
+        size_bytes=destination.stat().st_size,
+        kernels=kernels,
+    )
+
+
+def precision_of(graph: gs.Graph) -> str:
+    """What the matrices of a graph are stored in: the narrowest of them, int8 where there is any."""
+    constants = [tensor for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant)]
+    names = {np.dtype(tensor.dtype).name for tensor in constants if len(tensor.shape) > 1}
+    return next((short for name, short in NARROW.items() if name in names), "fp32")
+
+
+def _build(
+    engine: Engine,
+    graph: gs.Graph,
+    path: Path,
+    lowering: str,
+    destination: Path,
+    options: BuildOptions,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> None:
+    """Builds from one form of the graph."""
+    file = folder / f"{destination.stem}.onnx"
+    lowered = _lowered(graph, lowering, path, progress)
+    save_onnx(_inlined(lowered) if lowering == "portable" and isinstance(engine, TensorRTBase) else lowered, file)
+    if lowering == "plugin":
+        from plugins.compile import KernelError
+        from plugins.tensorrt_plugins import register
+
+        try:
+            register(min(options.sms, default=OLDEST_SM))
+        except KernelError as error:
+            raise UnavailableError(str(error)) from error
+    engine.build(file, destination, options, progress)
+
+
+def _inlined(graph: gs.Graph) -> gs.Graph:
+    """The graph with the bodies of our ops in their places: TensorRT takes no function with outputs left out."""
+    model, weights = with_weights_as_inputs(graph)
+    return import_model(inliner.inline_local_functions(model), weights)
+
+
+def _fastest(
+    engine: Engine,
+    graph: gs.Graph,
+    path: Path,
+    destination: Path,
+    place: devices.Device | None,
+    options: BuildOptions,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Chosen:
+    """Builds every form that the target takes, and keeps the one that should be fastest on the device.
+
+    Raises:
+        UserError: If nothing tells which one that is.
+    """
+    if not isinstance(engine, TensorRTBase):
+        raise UserError(f"--lowering {FASTEST} is for TensorRT and TensorRT-RTX; {engine.target} has one form.")
+    if place is None:
+        raise UserError(f"--lowering {FASTEST} compares estimates for a device: name it with --device.")
+    estimates: dict[str, float] = {}
+    for lowering in engine.lowerings():
+        candidate = folder / lowering / destination.name
+        candidate.parent.mkdir()
+        _build(engine, graph, path, lowering, candidate, options, candidate.parent, progress)
+        schedule = read_record(candidate).schedule
+        if schedule is None:
+            raise UserError(
+                f"{engine.target} does not tell its kernels, so nothing but a GPU could say which form is fastest: "
+                f"choose one with --lowering {' or '.join(engine.lowerings())}."
+            )
+        estimates[lowering] = devices.estimate_on(place, schedule).estimated_seconds
+    best = min(estimates, key=lambda lowering: estimates[lowering])
+    for file in (folder / best).glob(f"{destination.name}*"):
+        with new_file(destination.parent / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    told = ", ".join(f"{name} {1e6 * seconds:.0f} us" for name, seconds in estimates.items())
+    return Chosen(best, f"the least of the estimates for {place.title}: {told}")
+
+
+def make_options(*, profiles: Sequence[str] = (), profile_file: Path | None = None, **rest: Any) -> BuildOptions:
+    """The options of a command line.
+
+    Args:
+        profiles: ``AXIS=MIN:OPT:MAX,…`` each.
+        profile_file: JSON, axes to lists of three numbers, or a list of such, to which those are added.
+        rest: The other fields of :class:`BuildOptions`.
+
+    Raises:
+        UserError: If one of them is not as it must be.
+    """
+    ranges: list[dict[str, Any]] = []
+    if profile_file is not None:
+        try:
+            stored = json.loads(profile_file.read_bytes())
+            for entry in stored if isinstance(stored, list) else [stored]:
+                ranges.append({axis: dict(zip(BOUNDS, of, strict=True)) for axis, of in entry.items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'{profile_file} is no file of profiles: expected {{"sequence": [1, 128, 512]}}, or a list of such '
+                f"({error})."
+            ) from error
+    ranges += [_range_of(text) for text in profiles]
+    try:
+        return BuildOptions.model_validate({"profiles": ranges, **rest})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{where or 'An option'}: {problem['msg']}; got {problem['input']!r}.") from error
+
+
+def _range_of(text: str) -> dict[str, Any]:
+    """One profile of the command line."""
+    found = {}
+    for entry in text.split(","):
+        axis, _, bounds = entry.partition("=")
+        numbers = bounds.split(":")
+        if not axis.strip() or len(numbers) != len(BOUNDS) or not all(number.isdecimal() for number in numbers):
+            raise UserError(
+                f"{text!r} is no profile: expected AXIS=MIN:OPT:MAX, several with commas, such as "
+                f"batch=1:1:8,sequence=1:128:512."
+            )
+        found[axis.strip()] = dict(zip(BOUNDS, map(int, numbers), strict=True))
+    return found
+
+
+def _with_max_tokens(options: BuildOptions, graph: gs.Graph) -> BuildOptions:
+    """The options, with the number of positions that the graph was written with."""
+    stored = next((entry.value for entry in notes_of(graph).metadata_props if entry.key == MAX_TOKENS), None)
+    if stored is None or options.max_tokens is not None:
+        return options
+    return options.model_copy(update={"max_tokens": int(stored)})
+
+
+def _lowered(graph: gs.Graph, lowering: str, path: Path, progress: Callable[[str], None]) -> gs.Graph:
+    """The graph in the form that is to be built, whatever stage it is at."""
+    history = pipeline.passes_run_on(notes_of(graph))
+    done = [name for name in history if name.startswith("lower_to_")]
+    if "quantize_dynamic" in history and lowering not in ("portable", "onnxruntime"):
+        raise UserError(
+            f"{path} is in dynamic int8, which TensorRT does not have: export with --target {TensorRTRTX.target} "
+            f"--calibration FILE, which gives static int8."
+        )
+    if done:
+        if done != [f"lower_to_{lowering}"]:
+            raise UserError(f"{path} went through {done[0]} already: give the graph before that, or build it as it is.")
+        return graph
+    try:
+        if "fuse_bias_gelu" not in history:
+            progress("fusing the graph")
+            graph, _ = pipeline.fuse(graph)
+        progress(f"lowering to {lowering}")
+        return pipeline.lower(graph, lowering)[0]
+    except PassError as error:
+        raise UserError(f"{path} cannot be brought into the form {lowering}: {error}") from error
