@@ -117,7 +117,7 @@ def on_cuda(sm: int) -> Run:
     """A runner that loads the PTX for an architecture into the CUDA driver. Needs ``cuda-bindings`` and a GPU."""
     import ctypes
 
-    from cuda.bindings import driver  # type: ignore[import-not-found]
+    from cuda.bindings import driver
 
     loaded: dict[int, Any] = {}
 

@@ -256,14 +256,14 @@ def liger(call: KernelCall) -> dict[str, Callable[[], object]]:
     Its rotary turns halves, of q and k at once; its norm has no residual, so the sum before it is PyTorch's.
     """
     if call.op_type == "InterleavedRotary":
-        from liger_kernel.ops.rope import LigerRopeFunction  # type: ignore[import-not-found]
+        from liger_kernel.ops.rope import LigerRopeFunction
 
         x, cos, sin = call.inputs
         q, k = x.chunk(2, dim=1)
         full = [torch.cat((angle, angle), dim=-1) for angle in (cos, sin)]
         return {"Liger": partial(LigerRopeFunction.apply, q.contiguous(), k.contiguous(), *full)}
     if call.op_type == "ResidualLayerNorm":
-        from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
+        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 
         x, residual, bias, gamma, beta = call.inputs
         weights = gamma.to(x.dtype), beta.to(x.dtype), EPSILON

@@ -62,7 +62,7 @@ TARGETS: dict[int, Target] = {
     86: Target(71, "RTX 30, A10, A40"),
     87: Target(74, "Jetson Orin"),
     89: Target(78, "RTX 40, L4, L40"),
-    90: Target(78, "H100, H200"),
+    90: Target(80, "H100, H200"),  # of 7.8, but what Triton writes is sm_90a first, which is of 8.0
     100: Target(86, "B200"),
     110: Target(90, "Jetson Thor"),
     120: Target(87, "RTX 50, RTX PRO"),
