@@ -495,6 +495,8 @@ def inspect_engine(path: Path, other: Path | None, device: str | None, json_outp
             table.add_row(kernel.part, kernel.name[:60], kernel.type, *(f"{number:.3f}" for number in numbers))
         out.print(table)
         out.print(f"{len(record.schedule.kernels)} kernels, {record.schedule.waits} waits for other streams")
+    else:
+        out.print("its kernels are not known: the builder did not tell them")
     if seconds is not None and place is not None:
         out.print(f"estimated for {place.title} from its datasheet, not measured: at least {1e6 * seconds:.0f} us")
     return 0

@@ -55,7 +55,7 @@ class BuildRecord(BaseModel):
         weights_sha256: Of the graph beside it, from which weights that were left out are put back.
         profiles: The ranges of every axis.
         seconds: That the build took.
-        warnings: What the builder warned of.
+        warnings: What the builder warned of, and why its kernels are not known, where they are not.
         schedule: Its kernels in order, at the optimum of the first profile, where the builder tells them.
         lowering, reason: The form of the graph that it was built from, and why that one.
         device: What it is for.
@@ -173,6 +173,13 @@ class TensorRTBase(Engine):
         started = time.perf_counter()
         plan = _built(trt, builder, network, config, log, progress)
         seconds = time.perf_counter() - started
+        warnings, schedule = log.at(trt.ILogger.Severity.WARNING), None
+        try:
+            schedule = self.schedule(
+                [line for _, line in log.lines], {axis: of.opt for axis, of in profiles[0].items()}
+            )
+        except CompileError as error:  # the engine is built: that another release words its log anew is no harm to it
+            warnings.append(str(error))
         with new_file(destination) as temporary:
             temporary.write_bytes(plan)
         self.after(config, options)
@@ -186,8 +193,8 @@ class TensorRTBase(Engine):
             options=options,
             profiles=[{axis: str(of) for axis, of in ranges.items()} for ranges in profiles],
             seconds=seconds,
-            warnings=log.at(trt.ILogger.Severity.WARNING),
-            schedule=self.schedule([line for _, line in log.lines], {axis: of.opt for axis, of in profiles[0].items()}),
+            warnings=warnings,
+            schedule=schedule,
         )
         _write(record, destination)
 

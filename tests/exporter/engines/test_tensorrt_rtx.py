@@ -12,7 +12,9 @@ from typing import Any
 import onnx
 import pytest
 from onnx import helper
+from typer.testing import CliRunner
 
+from exporter.cli import app
 from exporter.engines import BuildOptions, Range, get_engine, tensorrt_base
 from exporter.engines.tensorrt_base import BuildRecord, TensorRTBase, profiles_of, read_record
 from exporter.engines.tensorrt_rtx import TensorRTRTX
@@ -204,6 +206,21 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         build(fused("roformer-text-classification"), tmp_path / "out.engine")
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_a_log_that_cannot_be_read_does_not_fail_the_build(
+    fused: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_log: list[str], *, sizes: object) -> None:
+        raise CompileError("the log has another form")
+
+    monkeypatch.setattr("exporter.engines.tensorrt_rtx.read_schedule", refuse)
+    record = build(fused("roformer-text-classification"), tmp_path / "out.engine")
+    assert record.schedule is None
+    assert record.warnings[-1] == "the log has another form"
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "out.engine")])
+    assert result.exit_code == 0, result.output
+    assert "its kernels are not known" in result.output
 
 
 def test_progress_is_told(fused: Callable[[str], Any], tmp_path: Path) -> None:
