@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exporter.building import build
     from exporter.exporting import export, load_model
     from exporter.fusing import fuse
     from exporter.generation import Sampling
@@ -58,6 +59,7 @@ __all__ = [
     "RobertaTokenizer",
     "Sampling",
     "Session",
+    "build",
     "export",
     "fuse",
     "load_model",
@@ -72,6 +74,7 @@ _HOMES = {
     "RobertaTokenizer": "exporter.tokenization",
     "Sampling": "exporter.generation",
     "Session": "exporter.session",
+    "build": "exporter.building",
     "export": "exporter.exporting",
     "fuse": "exporter.fusing",
     "load_model": "exporter.exporting",

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from exporter.engines import BuildOptions, Engine, devices, get_engine
 from exporter.engines.tensorrt_base import TensorRTBase, read_record
 from exporter.engines.tensorrt_rtx import TensorRTRTX
-from exporter.errors import PassError, UnavailableError, UserError
+from exporter.errors import UnavailableError, UserError
 from exporter.files import new_file
+from exporter.fusing import bring_to
 from exporter.onnx_files import MAX_TOKENS, load_onnx, save_onnx
 from graph_passes import pipeline
 from graph_passes.graph_tools import import_model, notes_of, with_weights_as_inputs
@@ -30,13 +31,6 @@ BOUNDS = ("min", "opt", "max")
 FASTEST = "fastest"
 NARROW = {"int8": "int8", "float8_e4m3fn": "fp8", "float16": "fp16", "bfloat16": "bf16"}
 OLDEST_SM = 75  # PTX for it runs on all later ones
-
-
-class Chosen(NamedTuple):
-    """The form of the graph that is built, and why that one."""
-
-    lowering: str
-    reason: str
 
 
 class BuildReport(BaseModel):
@@ -99,23 +93,12 @@ def build(
     graph = load_onnx(path)
     precision = precision_of(graph)
     options = _with_max_tokens(options or BuildOptions(), graph)
-    if isinstance(engine, TensorRTBase) and place is not None:
-        product, version = engine.product, engine.version
-        found = devices.choose_lowering(product, version, place, precision)
-        chosen = Chosen(found.lowering, found.reason)
-        if lowering not in (None, FASTEST):
-            devices.check(place, product, version, precision, lowering)
-        if target == "tensorrt-rtx" and not options.sms:
-            options = options.model_copy(update={"sms": (place.sm,)})
-    else:
-        chosen = Chosen(engine.lowering, f"the usual one of {target}")
-    if lowering is not None:
-        chosen = Chosen(lowering, "asked for")
+    options, chosen = _chosen(engine, place, precision, lowering, options)
     with tempfile.TemporaryDirectory() as folder:
         if chosen.lowering == FASTEST:
             chosen = _fastest(engine, graph, path, destination, place, options, Path(folder), progress)
         else:
-            _build(engine, graph, path, chosen.lowering, destination, options, Path(folder), progress)
+            _build(engine, graph, path, chosen.lowering, destination, place, options, Path(folder), progress)
     kernels = None
     if isinstance(engine, TensorRTBase):
         record = engine.annotate(destination, lowering=chosen.lowering, reason=chosen.reason, device=device)
@@ -131,6 +114,33 @@ def build(
     )
 
 
+def _chosen(
+    engine: Engine, place: devices.Device | None, precision: str, lowering: str | None, options: BuildOptions
+) -> tuple[BuildOptions, devices.Choice]:
+    """The form to build from, and the options with what the device says.
+
+    Raises:
+        UserError: If the target takes no such form, or nothing for that device.
+    """
+    chosen = devices.Choice(engine.lowering, f"the usual one of {engine.target}")
+    if not isinstance(engine, TensorRTBase):
+        if place is not None:
+            raise UserError(f"{engine.target} runs on CPUs: leave --device out, or choose a --target of TensorRT.")
+    else:
+        if lowering not in (None, FASTEST, *engine.lowerings()):
+            raise UserError(
+                f"{engine.target} {'.'.join(map(str, engine.version))} takes no graphs lowered to {lowering}; expected "
+                f"{FASTEST}, {', '.join(engine.lowerings())}."
+            )
+        if place is not None:
+            chosen = devices.choose_lowering(engine.target, engine.version, place, precision)
+            if lowering not in (None, FASTEST):
+                devices.check(place, engine.target, engine.version, precision, lowering)
+            if engine.target == TensorRTRTX.target and not options.sms:
+                options = options.model_copy(update={"sms": (place.sm,)})
+    return options, chosen if lowering is None else devices.Choice(lowering, "asked for")
+
+
 def precision_of(graph: gs.Graph) -> str:
     """What the matrices of a graph are stored in: the narrowest of them, int8 where there is any."""
     constants = [tensor for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant)]
@@ -144,20 +154,21 @@ def _build(
     path: Path,
     lowering: str,
     destination: Path,
+    place: devices.Device | None,
     options: BuildOptions,
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
     """Builds from one form of the graph."""
     file = folder / f"{destination.stem}.onnx"
-    lowered = _lowered(graph, lowering, path, progress)
+    lowered = bring_to(graph, lowering, path, progress)
     save_onnx(_inlined(lowered) if lowering == "portable" and isinstance(engine, TensorRTBase) else lowered, file)
     if lowering == "plugin":
         from plugins.compile import KernelError
         from plugins.tensorrt_plugins import register
 
         try:
-            register(min(options.sms, default=OLDEST_SM))
+            register(OLDEST_SM if place is None else place.sm)
         except KernelError as error:
             raise UnavailableError(str(error)) from error
     engine.build(file, destination, options, progress)
@@ -178,7 +189,7 @@ def _fastest(
     options: BuildOptions,
     folder: Path,
     progress: Callable[[str], None],
-) -> Chosen:
+) -> devices.Choice:
     """Builds every form that the target takes, and keeps the one that should be fastest on the device.
 
     Raises:
@@ -192,7 +203,7 @@ def _fastest(
     for lowering in engine.lowerings():
         candidate = folder / lowering / destination.name
         candidate.parent.mkdir()
-        _build(engine, graph, path, lowering, candidate, options, candidate.parent, progress)
+        _build(engine, graph, path, lowering, candidate, place, options, candidate.parent, progress)
         schedule = read_record(candidate).schedule
         if schedule is None:
             raise UserError(
@@ -205,7 +216,7 @@ def _fastest(
         with new_file(destination.parent / file.name) as temporary:
             shutil.copyfile(file, temporary)
     told = ", ".join(f"{name} {1e6 * seconds:.0f} us" for name, seconds in estimates.items())
-    return Chosen(best, f"the least of the estimates for {place.title}: {told}")
+    return devices.Choice(best, f"the least of the estimates for {place.title}: {told}")
 
 
 def make_options(*, profiles: Sequence[str] = (), profile_file: Path | None = None, **rest: Any) -> BuildOptions:
@@ -260,26 +271,3 @@ def _with_max_tokens(options: BuildOptions, graph: gs.Graph) -> BuildOptions:
     if stored is None or options.max_tokens is not None:
         return options
     return options.model_copy(update={"max_tokens": int(stored)})
-
-
-def _lowered(graph: gs.Graph, lowering: str, path: Path, progress: Callable[[str], None]) -> gs.Graph:
-    """The graph in the form that is to be built, whatever stage it is at."""
-    history = pipeline.passes_run_on(notes_of(graph))
-    done = [name for name in history if name.startswith("lower_to_")]
-    if "quantize_dynamic" in history and lowering not in ("portable", "onnxruntime"):
-        raise UserError(
-            f"{path} is in dynamic int8, which TensorRT does not have: export with --target {TensorRTRTX.target} "
-            f"--calibration FILE, which gives static int8."
-        )
-    if done:
-        if done != [f"lower_to_{lowering}"]:
-            raise UserError(f"{path} went through {done[0]} already: give the graph before that, or build it as it is.")
-        return graph
-    try:
-        if "fuse_bias_gelu" not in history:
-            progress("fusing the graph")
-            graph, _ = pipeline.fuse(graph)
-        progress(f"lowering to {lowering}")
-        return pipeline.lower(graph, lowering)[0]
-    except PassError as error:
-        raise UserError(f"{path} cannot be brought into the form {lowering}: {error}") from error

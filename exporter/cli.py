@@ -177,12 +177,8 @@ def plugins_verb(
     json_output: Json = False,
 ) -> int:
     """Compile the kernels of the TensorRT plugins that a model needs to PTX, and say how each is launched."""
-    try:
-        from exporter.kernels import write_kernels
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            f"Looking for plugins needs {error.name}, which is missing: pip install 'rotary-press[export,plugins]'."
-        ) from error
+    from exporter import write_kernels
+
     with stages(quiet=json_output) as progress:
         report = write_kernels(source, output, sms=sm, ptx_version=ptx_version, progress=progress)
     if json_output:
@@ -263,12 +259,8 @@ def build_verb(
     json_output: Json = False,
 ) -> int:
     """Build an engine from a graph, on this machine, and write down how."""
-    try:
-        from exporter.building import build, make_options
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            f"Building from a graph needs {error.name}, which is missing: pip install 'rotary-press[export]'."
-        ) from error
+    from exporter import build
+    from exporter.building import make_options
 
     options = make_options(
         profiles=profile or (),

@@ -228,19 +228,16 @@ def _build(
 
     Of int8 there are two graphs: what ONNX Runtime's CPU runs finds ranges as it runs, TensorRT has them beforehand.
     """
+    graphs: dict[str, list[Engine]] = {}
+    for engine in engines:
+        is_static = precision == "int8" and engine.quantization == "static"
+        graphs.setdefault(f"{precision}-static" if is_static else precision, []).append(engine)
     reports: list[PassReport] = []
-    for quantization in ("dynamic", "static"):
-        of_kind = [engine for engine in engines if engine.quantization == quantization]
-        if precision != "int8":
-            of_kind = list(engines) if quantization == "dynamic" else []
-        if not of_kind:
-            continue
-        is_static = precision == "int8" and quantization == "static"
-        changed, done = pipeline.change_precision(fused, precision, ranges=ranges if is_static else None)
+    for name, builders in graphs.items():
+        changed, done = pipeline.change_precision(fused, precision, ranges=None if name == precision else ranges)
         reports += done
-        save_onnx(changed, staging / "model" / f"{precision}{'-static' if is_static else ''}.onnx")
-        for engine in of_kind:
-            entries.append(_engine(engine, changed, precision, options, staging))
+        save_onnx(changed, staging / "model" / f"{name}.onnx")
+        entries += [_engine(engine, changed, precision, options, staging) for engine in builders]
     return reports
 
 
@@ -264,7 +261,9 @@ def _engine(
         target=engine.target,
         precision=precision,
         file=destination.relative_to(staging).as_posix(),
-        size_bytes=sum(path.stat().st_size for path in destination.parent.glob(f"{destination.name}*")),
+        size_bytes=sum(
+            path.stat().st_size for path in destination.parent.glob(f"{destination.name}*") if path.suffix != ".json"
+        ),
     )
 
 

@@ -13,8 +13,9 @@ from exporter.errors import PassError, UserError
 from exporter.onnx_files import load_onnx, save_onnx
 from graph_passes import pipeline
 from graph_passes.graph_pass import PassReport
+from graph_passes.graph_tools import notes_of
 
-__all__ = ["FusionReport", "PassEntry", "find_fusions", "fuse"]
+__all__ = ["FusionReport", "PassEntry", "bring_to", "find_fusions", "fuse"]
 
 
 class MissEntry(BaseModel):
@@ -96,6 +97,42 @@ def fuse(
     lowered, _ = pipeline.lower(fused, lowering)
     save_onnx(lowered, Path(out))
     return report
+
+
+def bring_to(
+    graph: gs.Graph, lowering: str, path: Path, progress: Callable[[str], None] = lambda _stage: None
+) -> gs.Graph:
+    """A graph at any stage, plain, fused, at any precision or lowered already, in the form of a lowering.
+
+    Args:
+        graph: Left as it is.
+        lowering: Of ``graph_passes.pipeline.LOWERINGS``.
+        path: Where the graph is from, for messages.
+        progress: Called with a line at the start of each stage.
+
+    Raises:
+        UserError: If it is in dynamic int8 and the lowering takes none, went through another lowering, or cannot be
+            fused or lowered.
+    """
+    history = pipeline.passes_run_on(notes_of(graph))
+    if "quantize_dynamic" in history and lowering in ("native", "plugin"):
+        raise UserError(
+            f"{path} is in dynamic int8, which TensorRT does not take: export with --target tensorrt-rtx "
+            f"--calibration FILE, which gives static int8."
+        )
+    done = [name for name in history if name.startswith("lower_to_")]
+    if done and done != [f"lower_to_{lowering}"]:
+        raise UserError(f"{path} went through {done[0]} already: give the graph before that, or use it as it is.")
+    if done:
+        return graph
+    try:
+        if "fuse_bias_gelu" not in history:
+            progress("fusing the graph")
+            graph, _ = pipeline.fuse(graph)
+        progress(f"lowering to {lowering}")
+        return pipeline.lower(graph, lowering)[0]
+    except PassError as error:
+        raise UserError(f"{path} cannot be brought into the form {lowering}: {error}") from error
 
 
 def _fused(path: Path) -> tuple[gs.Graph, FusionReport]:

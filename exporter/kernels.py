@@ -18,12 +18,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
-from exporter.errors import CompileError, PassError, UnavailableError, UserError
+from exporter.errors import CompileError, UnavailableError, UserError
 from exporter.files import new_folder
+from exporter.fusing import bring_to
 from exporter.manifest import load_manifest
 from exporter.onnx_files import load_onnx
-from graph_passes import pipeline
-from graph_passes.graph_tools import notes_of
 from graph_passes.lower_to_plugin import plugins_of
 from plugins.compile import TARGETS, CompiledKernel, KernelError, compile_kernel, kernels, version_for, why_not
 
@@ -180,12 +179,9 @@ def _wanted(path: Path, progress: Callable[[str], None]) -> tuple[dict[Wanted, C
     for name, file in graphs.items():
         progress(f"looking for plugins in {name}")
         graph = load_onnx(file)
-        if "quantize_dynamic" in pipeline.passes_run_on(notes_of(graph)):
-            left_out[name] = "it is in dynamic int8, which TensorRT does not take"
-            continue
         try:
-            lowered = _lowered(graph)
-        except PassError as error:
+            lowered = bring_to(graph, "plugin", file)
+        except UserError as error:
             left_out[name] = str(error)
             continue
         for want in _asked(lowered, name):
@@ -193,15 +189,6 @@ def _wanted(path: Path, progress: Callable[[str], None]) -> tuple[dict[Wanted, C
         if not any(name in nodes for nodes in wanted.values()):
             left_out[name] = "none of our ops that have kernels is in it"
     return wanted, left_out
-
-
-def _lowered(graph: gs.Graph) -> gs.Graph:
-    """The graph with plugins, whatever stage it is at."""
-    history = pipeline.passes_run_on(notes_of(graph))
-    if "lower_to_plugin" in history:
-        return graph
-    fused = graph if "fuse_bias_gelu" in history else pipeline.fuse(graph)[0]
-    return pipeline.lower(fused, "plugin")[0]
 
 
 def _asked(graph: gs.Graph, name: str) -> Iterator[Wanted]:

@@ -271,7 +271,7 @@ class Capabilities:
 class Choice:
     """A lowering, and why."""
 
-    lowering: Lowering
+    lowering: str
     reason: str
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from exporter.engines.cuda import why_no_cuda
-from exporter.engines.devices import Product
 from exporter.engines.engine import BuildOptions
 from exporter.engines.tensorrt_base import TensorRTBase
 from exporter.errors import UserError
@@ -24,11 +23,6 @@ class TensorRT(TensorRTBase):
     def is_available(self) -> str | None:
         """``None`` where there is the module and a GPU: kernels are timed while an engine is built."""
         return super().is_available() or why_no_cuda()
-
-    @property
-    def product(self) -> Product:
-        """See :class:`TensorRTBase`."""
-        return "tensorrt"
 
     def network_flags(self, trt: Any) -> int:
         """Strongly typed, which 11 always is."""

@@ -82,6 +82,7 @@ class TensorRTBase(Engine):
     """A target whose engines a module like ``tensorrt`` builds.
 
     Attributes:
+        target: As in the table of capabilities.
         module_name: Of the Python module.
         extra: Of this distribution, that installs it.
         oldest: The oldest release that is supported.
@@ -91,6 +92,7 @@ class TensorRTBase(Engine):
     suffix = ".engine"
     lowering = "native"
     quantization = "static"
+    target: Product
     module_name: str
     extra: str
     oldest: tuple[int, int]
@@ -124,14 +126,9 @@ class TensorRTBase(Engine):
             raise UnavailableError(f"The target {self.target} is not usable here: {reason}.")
         return import_module(self.module_name)
 
-    @property
-    @abstractmethod
-    def product(self) -> Product:
-        """What it is called in the table of capabilities."""
-
     def lowerings(self) -> tuple[str, ...]:
         """The forms of a graph that it takes."""
-        possible = devices.capabilities(self.product, self.version)
+        possible = devices.capabilities(self.target, self.version)
         return ("native", "portable", *(("plugin",) if "aot_plugins" in possible else ()))
 
     @property

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.devices import Product
 from exporter.engines.engine import BuildOptions
 from exporter.engines.schedule import Schedule, read_schedule
 from exporter.engines.tensorrt_base import TensorRTBase
@@ -27,11 +26,6 @@ class TensorRTRTX(TensorRTBase):
         "version_compatible": "its engines run on the release that built them",
         "hardware_compatible": "its engines run on all architectures that --sm names",
     }
-
-    @property
-    def product(self) -> Product:
-        """See :class:`TensorRTBase`."""
-        return "tensorrt-rtx"
 
     def network_flags(self, trt: Any) -> int:
         """Strongly typed."""

@@ -72,7 +72,8 @@ def test_a_foreign_graph_is_fused_first(tmp_path: Path) -> None:
     record = read_record(tmp_path / "out.engine")
     assert record.device == "rtx-4090"
     assert record.options.sms == (89,)
-    assert report.kernels == len(record.schedule.kernels) if record.schedule else 0
+    assert record.schedule is not None
+    assert report.kernels == len(record.schedule.kernels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.engine", "out.engine.json"]
 
 
@@ -113,7 +114,8 @@ def test_the_precision_is_that_of_the_weights(exported: Path, precision: str) ->
         ({"device": "rtx4090"}, "Unknown device 'rtx4090'. Did you mean rtx-4090"),
         ({"lowering": "best"}, "Unknown lowering 'best'; expected fastest, portable"),
         ({"lowering": "fastest"}, "name it with --device"),
-        ({"device": "rtx-4090", "lowering": "plugin"}, "plugin"),
+        ({"lowering": "plugin"}, r"tensorrt-rtx 1[.\d]+ takes no graphs lowered to plugin; expected fastest, native"),
+        ({"device": "rtx-4090", "target": "onnxruntime"}, "onnxruntime runs on CPUs: leave --device out"),
         ({"target": "tpu"}, "Unknown target 'tpu'"),
         ({"source": "missing.onnx"}, "neither a folder nor a file at missing.onnx"),
     ],
@@ -129,7 +131,7 @@ def test_what_cannot_be_built_is_told_and_nothing_is_written(
 @on_linux
 def test_dynamic_int8_is_told_what_to_do(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"is in dynamic int8, which TensorRT does not have: export with .*--calibration"
+        UserError, match=r"is in dynamic int8, which TensorRT does not take: export with .*--calibration"
     ):
         build(exported / "model" / "int8.onnx", tmp_path / "out.engine", target="tensorrt-rtx")
 

@@ -47,7 +47,7 @@ def written(exported: Path, press: Press, tmp_path_factory: pytest.TempPathFacto
     finished = press("plugins", folder, "--sm", 75, "--sm", 120)
     assert finished.returncode == 0, finished.stderr
     assert re.search(r"QKVRotary +│ +float16 │ H=4 D=4 +│ +2 +│ 75 ", finished.stdout)
-    assert "left out model/int8.onnx: it is in dynamic int8, which TensorRT does not take" in finished.stdout
+    assert "is in dynamic int8, which TensorRT does not take" in finished.stdout
     assert f"kernels to {folder / 'plugins'}" in finished.stdout
     return folder
 
