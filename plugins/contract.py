@@ -58,7 +58,6 @@ class PluginContract:
     Args:
         op_type: Never a name that an ONNX parser knows: TensorRT looks an op type up among its built-in importers
             first and ignores the domain.
-        version: Of the contract; it changes when a graph made for an older one would no longer be right.
         summary: The formula.
         inputs, outputs: In the node's order.
         attributes: In the node's order.
@@ -68,7 +67,6 @@ class PluginContract:
     """
 
     op_type: str
-    version: int
     summary: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -6,7 +6,6 @@ __all__ = ["CONTRACT"]
 
 CONTRACT = PluginContract(
     op_type="FusedBiasGelu",
-    version=1,
     summary='y = t Φ(t) with t = x + bias; "tanh": y = t / 2 (1 + tanh(sqrt(2 / π) (t + 0.044715 t³)))',
     inputs=(
         TensorSpec("x", ("B", "S", "E"), FLOATS),

@@ -6,7 +6,6 @@ __all__ = ["CONTRACT"]
 
 CONTRACT = PluginContract(
     op_type="InterleavedRotary",
-    version=1,
     summary="y[2i] = x[2i] cos[i] - x[2i+1] sin[i];  y[2i+1] = x[2i+1] cos[i] + x[2i] sin[i]",
     inputs=(
         TensorSpec("x", ("B", "H", "S", "D"), FLOATS),

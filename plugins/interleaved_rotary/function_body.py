@@ -5,11 +5,10 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
-__all__ = ["function_body"]
+__all__ = ["ROTATION", "function_body"]
 
-BODY = """
-<domain: "rotary_press", opset_import: ["" : 20]>
-InterleavedRotary (x, cos, sin) => (y) {
+# From cos, sin (P, S, D/2) and a tensor (…, S, D), all float32, to ``rotated`` of its shape; QKVRotary does the same.
+ROTATION = """
     zero = Constant <value_ints: ints = [0]> ()
     one = Constant <value_ints: ints = [1]> ()
     two = Constant <value_ints: ints = [2]> ()
@@ -17,9 +16,8 @@ InterleavedRotary (x, cos, sin) => (y) {
     end = Constant <value_ints: ints = [9223372036854775807]> ()
     c = Unsqueeze (cos, one)
     s = Unsqueeze (sin, one)
-    wide = Cast <to: int = 1> (x)
-    even = Slice (wide, zero, end, last, two)
-    odd = Slice (wide, one, end, last, two)
+    even = Slice ({x}, zero, end, last, two)
+    odd = Slice ({x}, one, end, last, two)
     even_cos = Mul (even, c)
     odd_sin = Mul (odd, s)
     odd_cos = Mul (odd, c)
@@ -29,10 +27,16 @@ InterleavedRotary (x, cos, sin) => (y) {
     first_of_pair = Unsqueeze (first, last)
     second_of_pair = Unsqueeze (second, last)
     pairs = Concat <axis: int = -1> (first_of_pair, second_of_pair)
-    shape = Shape (x)
+    shape = Shape ({x})
     rotated = Reshape (pairs, shape)
+"""
+BODY = f"""
+<domain: "rotary_press", opset_import: ["" : 20]>
+InterleavedRotary (x, cos, sin) => (y) {{
+    wide = Cast <to: int = 1> (x)
+    {ROTATION.format(x="wide")}
     y = CastLike (rotated, x)
-}
+}}
 """
 
 

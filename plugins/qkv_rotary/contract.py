@@ -6,7 +6,6 @@ __all__ = ["CONTRACT"]
 
 CONTRACT = PluginContract(
     op_type="QKVRotary",
-    version=1,
     summary="q, k, v = split(qkv + bias) into heads;  q = scale rotate(q), k = rotate(k), v = v or rotate(v)",
     inputs=(
         # One matrix product of the three weights side by side, without its bias: q's features, then k's, then v's.

@@ -7,7 +7,6 @@ __all__ = ["CONTRACT"]
 
 CONTRACT = PluginContract(
     op_type="QuantizedResidualLayerNorm",
-    version=1,
     summary=f"{FLOAT.summary};  quantized = clip(round_half_even(y / scale), -128, 127)",
     inputs=(*FLOAT.inputs, TensorSpec("scale", (), ("float32",))),
     outputs=(

@@ -6,7 +6,6 @@ __all__ = ["CONTRACT"]
 
 CONTRACT = PluginContract(
     op_type="ResidualLayerNorm",
-    version=1,
     summary="s = x + bias + residual;  y = (s - mean(s)) / sqrt(var(s) + epsilon) * gamma + beta, over the last axis",
     inputs=(
         TensorSpec("x", ("B", "S", "E"), FLOATS),

@@ -6,7 +6,6 @@ __all__ = ["CONTRACT"]
 
 CONTRACT = PluginContract(
     op_type="ScaledDotProductAttention",
-    version=1,
     summary="y = softmax(scale q kᵀ + mask) v, over the last axis",
     inputs=(
         TensorSpec("q", ("B", "H", "S", "D"), FLOATS),

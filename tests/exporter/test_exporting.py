@@ -496,6 +496,8 @@ def test_engines_that_cannot_run_here_are_built_and_told(checkpoint: Path, place
     for precision in PRECISIONS:
         record = read_record(place / "out" / "engines" / f"tensorrt-rtx-{precision}.engine")
         assert (record.lowering, record.options.max_tokens, record.options.sms) == ("native", 20, (89,))
+        [entry] = [e for e in manifest.engines if (e.target, e.precision) == ("tensorrt-rtx", precision)]
+        assert entry.size_bytes == record.size_bytes
     static = onnx.load(place / "out" / "model" / "int8-static.onnx")
     assert sum(node.op_type == "QuantizeLinear" for node in static.graph.node) == 2 * 4
     assert "calibration.json" in {path.name for path in (place / "out" / "model").iterdir()}

@@ -103,7 +103,7 @@ def lowered(contract: PluginContract, outputs: Sequence[str]) -> gs.Graph:
     attributes = {spec.name: ATTRIBUTES[spec.name] for spec in reversed(contract.attributes)}
     node = gs.Node(contract.op_type, attrs=attributes, inputs=inputs, outputs=results, domain=contract.domain)
     read = [tensor for tensor in results if tensor.name in outputs]
-    domains = [helper.make_opsetid("", 20), helper.make_opsetid(contract.domain, contract.version)]
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid(contract.domain, 1)]
     return lower_to_plugin.run(gs.Graph([node], inputs, read, opset=20, import_domains=domains)).graph
 
 
