@@ -93,7 +93,7 @@ def build(
     graph = load_onnx(path)
     precision = precision_of(graph)
     options = _with_max_tokens(options or BuildOptions(), graph)
-    options, chosen = _chosen(engine, place, precision, lowering, options)
+    options, chosen = _chosen(engine, destination, place, precision, lowering, options)
     with tempfile.TemporaryDirectory() as folder:
         if chosen.lowering == FASTEST:
             chosen = _fastest(engine, graph, path, destination, place, options, Path(folder), progress)
@@ -115,17 +115,24 @@ def build(
 
 
 def _chosen(
-    engine: Engine, place: devices.Device | None, precision: str, lowering: str | None, options: BuildOptions
+    engine: Engine,
+    destination: Path,
+    place: devices.Device | None,
+    precision: str,
+    lowering: str | None,
+    options: BuildOptions,
 ) -> tuple[BuildOptions, devices.Choice]:
     """The form to build from, and the options with what the device says.
 
     Raises:
-        UserError: If the target takes no such form, or nothing for that device.
+        UserError: If the target takes no such form, nothing for that device, or no file of that name.
     """
     chosen = devices.Choice(engine.lowering, f"the usual one of {engine.target}")
     if not isinstance(engine, TensorRTBase):
         if place is not None:
             raise UserError(f"{engine.target} runs on CPUs: leave --device out, or choose a --target of TensorRT.")
+        if destination.suffix != engine.suffix:
+            raise UserError(f"What {engine.target} runs is named *{engine.suffix}; got {destination}.")
     else:
         if lowering not in (None, FASTEST, *engine.lowerings()):
             raise UserError(

@@ -116,6 +116,7 @@ def test_the_precision_is_that_of_the_weights(exported: Path, precision: str) ->
         ({"lowering": "fastest"}, "name it with --device"),
         ({"lowering": "plugin"}, r"tensorrt-rtx 1[.\d]+ takes no graphs lowered to plugin; expected fastest, native"),
         ({"device": "rtx-4090", "target": "onnxruntime"}, "onnxruntime runs on CPUs: leave --device out"),
+        ({"target": "onnxruntime"}, r"What onnxruntime runs is named \*.onnx; got .*out.engine"),
         ({"target": "tpu"}, "Unknown target 'tpu'"),
         ({"source": "missing.onnx"}, "neither a folder nor a file at missing.onnx"),
     ],
