@@ -13,13 +13,16 @@ __all__ = ["interleaved_medians"]
 PAUSE_SECONDS = 0.02
 
 
-def interleaved_medians(runners: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int) -> dict[str, float]:
+def interleaved_medians(
+    runners: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int, pause: float = PAUSE_SECONDS
+) -> dict[str, float]:
     """Times callables that take turns, so that all of them share the machine's moods.
 
     Args:
         runners: What to time, by name; each is called once per round, in an order mixed anew.
         rounds: How many rounds count.
         warm_up: How many rounds before them do not.
+        pause: Seconds before each call; none where a GPU runs, which no worker threads slow down but idling does.
 
     Returns:
         The median of each, in seconds. Quote ratios of one run, never numbers of two.
@@ -30,7 +33,7 @@ def interleaved_medians(runners: Mapping[str, Callable[[], object]], *, rounds: 
     for _ in range(warm_up + rounds):
         shuffle(order)  # whoever always follows the same neighbour inherits its caches
         for name, run in order:
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ import onnx_graphsurgeon as gs
 from onnx import inliner
 from pydantic import BaseModel, ValidationError
 
-from exporter.engines import BuildOptions, Engine, devices, get_engine
-from exporter.engines.tensorrt_base import TensorRTBase, read_record
+from exporter.engines import BuildOptions, Engine, Progress, devices, get_engine, silent
+from exporter.engines.cuda import Gpu, find_gpu
+from exporter.engines.tensorrt import TensorRT
+from exporter.engines.tensorrt_base import TensorRTBase
 from exporter.engines.tensorrt_rtx import TensorRTRTX
-from exporter.errors import UnavailableError, UserError
+from exporter.errors import BundleError, CompileError, UnavailableError, UserError
+from exporter.fastest import gpu_to_time_on, least_estimate, made_up_cases, quickest, told
 from exporter.files import new_file
 from exporter.fusing import bring_to
 from exporter.onnx_files import MAX_TOKENS, load_onnx, save_onnx
+from exporter.parity import Reference
 from graph_passes import pipeline
 from graph_passes.graph_tools import import_model, notes_of, with_weights_as_inputs
 
@@ -31,6 +35,7 @@ BOUNDS = ("min", "opt", "max")
 FASTEST = "fastest"
 NARROW = {"int8": "int8", "float8_e4m3fn": "fp8", "float16": "fp16", "bfloat16": "bf16"}
 OLDEST_SM = 75  # PTX for it runs on all later ones
+AMPERE = 80  # the first SM of those that "ampere-plus" engines run on
 
 
 class BuildReport(BaseModel):
@@ -43,7 +48,7 @@ class BuildReport(BaseModel):
         lowering: The form of the graph that it was built from.
         reason: Why that one.
         size_bytes: Of the engine file.
-        kernels: How many the engine has, where the builder tells; ``None`` where it does not.
+        kernels: How many each profile of the engine has; empty where the builder does not tell.
     """
 
     file: str
@@ -52,7 +57,7 @@ class BuildReport(BaseModel):
     lowering: str
     reason: str
     size_bytes: int
-    kernels: int | None
+    kernels: list[int]
 
 
 def build(
@@ -63,7 +68,7 @@ def build(
     device: str | None = None,
     lowering: str | None = None,
     options: BuildOptions | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> BuildReport:
     """Builds an engine from a graph at any stage: from any exporter, fused, or in half precision.
 
@@ -72,17 +77,18 @@ def build(
         out: The engine file to write; ``<out>.json`` tells how it was made.
         target: Of ``exporter.engines.ENGINES``.
         device: What the engine is for, of ``exporter.engines.devices.DEVICES``: what it cannot run is refused.
-        lowering: Of ``graph_passes.pipeline.LOWERINGS``, or ``"fastest"`` of those that are possible; ``None`` for
-            the usual one.
+        lowering: Of ``graph_passes.pipeline.LOWERINGS``, or ``"fastest"`` of those that are possible: timed where there
+            is a GPU like the one that the engine is for, else by estimates for the device, where the target tells its
+            kernels. ``None`` for the usual one.
         options: What is asked of the builder.
-        progress: Called with a line at the start of each stage; ``None`` is silent.
+        progress: Called at the start of each stage, see :class:`exporter.engines.Progress`; ``None`` is silent.
 
     Raises:
         UserError: If the file, the device, the lowering or an option is not usable.
         UnavailableError: If the target is not usable here.
         CompileError: If the target refuses the graph.
     """
-    progress = progress or (lambda _stage: None)
+    progress = progress or silent
     engine = get_engine(target)
     if reason := engine.is_available():
         raise UnavailableError(f"The target {target} is not usable here: {reason}.")
@@ -96,13 +102,13 @@ def build(
     options, chosen = _chosen(engine, destination, place, precision, lowering, options)
     with tempfile.TemporaryDirectory() as folder:
         if chosen.lowering == FASTEST:
-            chosen = _fastest(engine, graph, path, destination, place, options, Path(folder), progress)
+            chosen = _fastest(engine, graph, path, destination, place, precision, options, Path(folder), progress)
         else:
             _build(engine, graph, path, chosen.lowering, destination, place, options, Path(folder), progress)
-    kernels = None
+    kernels = []
     if isinstance(engine, TensorRTBase):
         record = engine.annotate(destination, lowering=chosen.lowering, reason=chosen.reason, device=device)
-        kernels = len(record.schedule.kernels) if record.schedule else None
+        kernels = [len(schedule.kernels) for schedule in record.schedules]
     return BuildReport(
         file=str(destination),
         target=target,
@@ -143,9 +149,29 @@ def _chosen(
             chosen = devices.choose_lowering(engine.target, engine.version, place, precision)
             if lowering not in (None, FASTEST):
                 devices.check(place, engine.target, engine.version, precision, lowering)
+            options = options.model_copy(update={"memory_bytes": int(place.memory_gb * 2**30)})
             if engine.target == TensorRTRTX.target and not options.sms:
                 options = options.model_copy(update={"sms": (place.sm,)})
+            if engine.target == TensorRT.target:
+                _check_is_here(place, options)
     return options, chosen if lowering is None else devices.Choice(lowering, "asked for")
+
+
+def _check_is_here(place: devices.Device, options: BuildOptions) -> None:
+    """Makes sure that TensorRT runs on a GPU like the one that its engine is for.
+
+    Raises:
+        UserError: If it does not, and the engine would not run there.
+    """
+    gpu = find_gpu()
+    may_differ = min(gpu.sm, place.sm) >= AMPERE
+    if gpu.sm == place.sm or (may_differ and options.hardware_compatible == "ampere-plus"):
+        return
+    mend = ", or with --hardware-compatible ampere-plus, which costs speed" if may_differ else ""
+    raise UserError(
+        f"TensorRT builds for the GPU that it runs on, and that is {gpu.name} (SM {gpu.sm}), not {place.title} (SM "
+        f"{place.sm}): build on such a device{mend}."
+    )
 
 
 def precision_of(graph: gs.Graph) -> str:
@@ -164,7 +190,7 @@ def _build(
     place: devices.Device | None,
     options: BuildOptions,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> None:
     """Builds from one form of the graph."""
     file = folder / f"{destination.stem}.onnx"
@@ -193,37 +219,43 @@ def _fastest(
     path: Path,
     destination: Path,
     place: devices.Device | None,
+    precision: str,
     options: BuildOptions,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> devices.Choice:
-    """Builds every form that the target takes, and keeps the one that should be fastest on the device.
+    """Builds every form that the target takes, and keeps the fastest. How to tell is settled before any is built.
 
     Raises:
         UserError: If nothing tells which one that is.
+        CompileError: If no form makes a usable engine.
     """
     if not isinstance(engine, TensorRTBase):
         raise UserError(f"--lowering {FASTEST} is for TensorRT and TensorRT-RTX; {engine.target} has one form.")
-    if place is None:
-        raise UserError(f"--lowering {FASTEST} compares estimates for a device: name it with --device.")
-    estimates: dict[str, float] = {}
+    found = gpu_to_time_on(engine, place, precision, options)
+    built: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
+    cases: Reference = []
     for lowering in engine.lowerings():
-        candidate = folder / lowering / destination.name
-        candidate.parent.mkdir()
-        _build(engine, graph, path, lowering, candidate, place, options, candidate.parent, progress)
-        schedule = read_record(candidate).schedule
-        if schedule is None:
-            raise UserError(
-                f"{engine.target} does not tell its kernels, so nothing but a GPU could say which form is fastest: "
-                f"choose one with --lowering {' or '.join(engine.lowerings())}."
-            )
-        estimates[lowering] = devices.estimate_on(place, schedule).estimated_seconds
-    best = min(estimates, key=lambda lowering: estimates[lowering])
-    for file in (folder / best).glob(f"{destination.name}*"):
+        candidate = folder / lowering / "built" / destination.name
+        try:
+            _build(engine, graph, path, lowering, candidate, place, options, folder / lowering, progress)
+        except (BundleError, CompileError, UnavailableError) as error:
+            left_out[lowering] = told(error, candidate.parent)
+            continue
+        built[lowering] = candidate
+        if isinstance(found, Gpu) and not cases:  # with the first, so that others are not built in vain
+            cases = made_up_cases(graph, path, candidate)
+    if isinstance(found, Gpu):
+        progress(f"timing on {found.name}")
+        choice = quickest(engine, built, cases, found, precision, left_out)
+    else:
+        assert place is not None  # what is estimated is for a device
+        choice = least_estimate(engine, built, place, found, left_out)
+    for file in built[choice.lowering].parent.iterdir():
         with new_file(destination.parent / file.name) as temporary:
             shutil.copyfile(file, temporary)
-    told = ", ".join(f"{name} {1e6 * seconds:.0f} us" for name, seconds in estimates.items())
-    return devices.Choice(best, f"the least of the estimates for {place.title}: {told}")
+    return choice
 
 
 def make_options(*, profiles: Sequence[str] = (), profile_file: Path | None = None, **rest: Any) -> BuildOptions:

@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
+from rich.progress import Progress as Display
+from rich.progress import ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from exporter.errors import CompileError, RotaryPressError, UnavailableError, UserError
 
 if TYPE_CHECKING:
+    from exporter.engines import Progress
+    from exporter.engines.schedule import Comparison, Schedule
     from exporter.fusing import FusionReport
 
 __all__ = ["app", "main"]
@@ -63,12 +68,15 @@ def reported(verb: Callable[P, int]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = verb(*args, **kwargs)
-        except (RotaryPressError, OSError) as error:  # a full disk is the user's to mend, too
+        except (RotaryPressError, OSError, MemoryError) as error:  # a full disk is the user's to mend, too
             code = 1 if isinstance(error, CompileError) else 2
+            message = str(error)
+            if isinstance(error, MemoryError):
+                message = f"There is too little memory ({message or 'none is left'}): free some, or use a larger one."
             if kwargs.get("json_output"):
-                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+                print_json({"error": {"type": type(error).__name__, "message": message}})
             else:
-                err.print(f"error: {error}")
+                err.print(f"error: {message}")
                 if isinstance(error, CompileError):
                     err.print("Please report this with the output of rotary-press doctor.")
         raise typer.Exit(code)
@@ -280,7 +288,7 @@ def build_verb(
     if json_output:
         print_json(report.model_dump())
         return 0
-    kernels = "" if report.kernels is None else f", {report.kernels} kernels"
+    kernels = f", {' and '.join(map(str, report.kernels))} kernels" if report.kernels else ""
     out.print(f"{report.target} {report.precision}: {report.size_bytes / 1e6:.2f} MB{kernels}")
     out.print(f"built from {report.lowering}: {report.reason}")
     out.print(f"Wrote {destination}")
@@ -294,14 +302,22 @@ def validate_verb(
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the report goes (default: OUT/report).")
     ] = None,
+    polygraphy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write inputs.json and reference.json there, for polygraphy's --load-inputs and --load-outputs.",
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> int:
     """Judge every engine of an export, on this machine, against float32 PyTorch."""
     from exporter import validate
 
     with stages(quiet=json_output) as progress:
-        result = validate(folder, report_dir=report, progress=progress)
-    return print_report(result, json_output, f"Wrote {report or folder / 'report'}")
+        result = validate(folder, report_dir=report, polygraphy_dir=polygraphy, progress=progress)
+    written = [report or folder / "report", *([polygraphy] if polygraphy else [])]
+    return print_report(result, json_output, f"Wrote {' and '.join(map(str, written))}")
 
 
 @app.command("run")
@@ -367,6 +383,15 @@ def inspect_verb(
         ),
     ],
     nodes: Annotated[bool, typer.Option("--nodes", help="Of a graph, list the nodes as well.")] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers", help="List the layers as well: of an engine (on a GPU), or of the network made of a graph."
+        ),
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Of a graph, whose network --layers lists: tensorrt-rtx or tensorrt.")
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(metavar="ENGINE", help="Of an engine, set its kernels beside another's.")
     ] = None,
@@ -377,17 +402,21 @@ def inspect_verb(
     json_output: Json = False,
 ) -> int:
     """Show what a folder, a graph or an engine holds; of a graph what would fuse, of an engine its kernels."""
+    if target is not None and not layers:
+        raise UserError("--target says whose network --layers lists: give both, or neither.")
     if path.with_name(f"{path.name}.json").is_file():
-        return inspect_engine(path, compare, device, json_output)
+        return inspect_engine(path, compare, device, list_layers(path, target) if layers else None, json_output)
     if compare is not None or device is not None:
         raise UserError(f"--compare and --device are for engines with a record beside them; {path} has none.")
     facts = inspect_folder(path) if path.is_dir() else inspect_graph(path)
+    network = list_layers(path, target) if layers else None
     fusions = None if path.is_dir() else inspect_fusions(path, facts)
     listing = list_nodes(path) if nodes and not path.is_dir() else None
     if json_output:
         if fusions is not None:
             facts["fusions"] = fusions if isinstance(fusions, str) else fusions.model_dump()
-        print_json(facts | ({"nodes": listing.splitlines()} if listing else {}))
+        lists = {"nodes": listing, "layers": network}
+        print_json(facts | {name: text.splitlines() for name, text in lists.items() if text})
         return 0
     for key, value in facts.items():
         if isinstance(value, dict):
@@ -400,8 +429,8 @@ def inspect_verb(
     elif fusions is not None:
         out.print(f"{'fusions':>10}")
         print_fusions(fusions)
-    if listing:
-        out.print(listing)
+    for text in filter(None, (listing, network)):
+        out.print(text)
     return 0
 
 
@@ -431,7 +460,14 @@ def doctor_verb(json_output: Json = False) -> int:
     return 0
 
 
-def inspect_engine(path: Path, other: Path | None, device: str | None, json_output: bool) -> int:
+def list_layers(path: Path, target: str | None) -> str:
+    """The layers of an engine, or of the network that the target's parser makes of a graph."""
+    from exporter.engines import inspection
+
+    return inspection.list_layers(path, target)
+
+
+def inspect_engine(path: Path, other: Path | None, device: str | None, layers: str | None, json_output: bool) -> int:
     """Shows how an engine was made, its kernels by part, and what they should take on a device."""
     from exporter.engines import devices
     from exporter.engines.schedule import compare
@@ -440,62 +476,92 @@ def inspect_engine(path: Path, other: Path | None, device: str | None, json_outp
     record = read_record(path)
     named = device or record.device
     place = devices.find_device(named) if named else None
-    seconds = None
-    if record.schedule is not None and place is not None:
-        seconds = devices.estimate_on(place, record.schedule).estimated_seconds
-    comparison = None
+    seconds = []
+    if place is not None:
+        seconds = [devices.estimate_on(place, schedule).estimated_seconds for schedule in record.schedules]
+    comparisons = []
     if other is not None:
         beside = read_record(other)
-        if record.schedule is None or beside.schedule is None:
+        if not record.schedules or not beside.schedules:
+            raise UserError(f"{other if record.schedules else path} was built by what does not tell its kernels.")
+        if len(record.schedules) != len(beside.schedules):
             raise UserError(
-                f"{path if record.schedule is None else other} was built by what does not tell its kernels."
+                f"{path} has {len(record.profiles)} profiles and {other} has {len(beside.profiles)}: build both with "
+                f"the same ones (--profile) to compare them."
             )
-        comparison = compare(record.schedule, beside.schedule)
+        comparisons = [compare(*both) for both in zip(record.schedules, beside.schedules, strict=True)]
     if json_output:
         print_json(
             record.model_dump(mode="json")
             | {"estimated_seconds": seconds, "estimated_for": place and place.name}
-            | {"comparison": comparison and comparison.model_dump(mode="json")}
+            | {"comparisons": [comparison.model_dump(mode="json") for comparison in comparisons]}
+            | ({"layers": layers.splitlines()} if layers else {})
         )
         return 0
     out.print(f"{record.target} {record.version}, {record.size_bytes / 1e6:.2f} MB, built in {record.seconds:.1f} s")
     out.print(f"from {record.lowering}: {record.reason}")
     for ranges in record.profiles:
         out.print(f"takes {', '.join(f'{axis} {of}' for axis, of in ranges.items())}")
-    if comparison is not None:
-        table = Table(title=f"{path.name} | {other.name if other else ''}, at the optimum of the profile")
-        table.add_column("part")
-        for heading in ("kernels", "MB moved", "GFLOP"):
-            table.add_column(heading, justify="right")
-        for row in comparison.rows:
-            table.add_row(
-                row.part or "(not known)",
-                " | ".join(map(str, row.kernels)),
-                " | ".join(f"{moved / 1e6:.2f}" for moved in row.bytes),
-                " | ".join(f"{count / 1e9:.3f}" for count in row.operations),
-            )
-        out.print(table)
-        out.print(f"waits for other streams: {comparison.waits[0]} | {comparison.waits[1]}")
-    elif record.schedule is not None:
-        table = Table(title=f"Kernels of {path.name}, at the optimum of the profile")
-        for heading in ("part", "kernel", "type"):
-            table.add_column(heading)
-        for heading in ("MB read", "MB written", "GFLOP"):
-            table.add_column(heading, justify="right")
-        for kernel in record.schedule.kernels:
-            numbers = kernel.bytes_read / 1e6, kernel.bytes_written / 1e6, kernel.operations / 1e9
-            table.add_row(kernel.part, kernel.name[:60], kernel.type, *(f"{number:.3f}" for number in numbers))
-        out.print(table)
-        out.print(f"{len(record.schedule.kernels)} kernels, {record.schedule.waits} waits for other streams")
+    at = [", ".join(f"{axis} {of.split(':')[1]}" for axis, of in ranges.items()) for ranges in record.profiles]
+    if comparisons:
+        for comparison, sizes in zip(comparisons, at, strict=True):
+            print_comparison(comparison, f"{path.name} | {other.name if other else ''} at {sizes}")
     else:
-        out.print("its kernels are not known: the builder did not tell them")
-    if seconds is not None and place is not None:
-        out.print(f"estimated for {place.title} from its datasheet, not measured: at least {1e6 * seconds:.0f} us")
+        for schedule, sizes in zip(record.schedules, at, strict=False):
+            print_schedule(schedule, f"Kernels of {path.name} at {sizes}")
+    if not record.schedules:
+        out.print("its kernels are not known: the builder did not tell them; --layers lists its layers, on the GPU")
+    if place is not None and seconds:
+        least = " and ".join(f"{1e6 * each:.0f} us" for each in seconds)
+        out.print(f"estimated for {place.title} from its datasheet, not measured: at least {least}")
+    if layers:
+        out.print(layers)
     return 0
+
+
+def print_schedule(schedule: Schedule, title: str) -> None:
+    """Prints the kernels of one profile in order."""
+    table = Table(title=title)
+    for heading in ("part", "kernel", "type"):
+        table.add_column(heading)
+    for heading in ("MB read", "MB written", "GFLOP"):
+        table.add_column(heading, justify="right")
+    for kernel in schedule.kernels:
+        numbers = kernel.bytes_read / 1e6, kernel.bytes_written / 1e6, kernel.operations / 1e9
+        table.add_row(kernel.part, kernel.name[:60], kernel.type, *(f"{number:.3f}" for number in numbers))
+    out.print(table)
+    out.print(summary(schedule))
+
+
+def print_comparison(comparison: Comparison, title: str) -> None:
+    """Prints two schedules part by part."""
+    table = Table(title=title)
+    table.add_column("part")
+    for heading in ("kernels", "MB moved", "GFLOP"):
+        table.add_column(heading, justify="right")
+    for row in comparison.rows:
+        table.add_row(
+            row.part or "(not known)",
+            " | ".join(map(str, row.kernels)),
+            " | ".join(f"{moved / 1e6:.2f}" for moved in row.bytes),
+            " | ".join(f"{count / 1e9:.3f}" for count in row.operations),
+        )
+    out.print(table)
+    out.print(f"waits for other streams: {comparison.waits[0]} | {comparison.waits[1]}")
+
+
+def summary(schedule: Schedule) -> str:
+    """A schedule in a line."""
+    layers = schedule.kernels_per_layer.values()
+    per_layer = f" ({sum(layers) / len(layers):.1f} per layer)" if layers else ""
+    moved = (schedule.bytes_read + schedule.bytes_written) / 1e6
+    return f"{len(schedule.kernels)} kernels{per_layer}, {moved:.2f} MB moved, {schedule.waits} waits for other streams"
 
 
 def inspect_folder(folder: Path) -> dict[str, Any]:
     """The facts of an exported folder."""
+    from exporter.engines.tensorrt_base import read_record
+    from exporter.files import inside
     from exporter.manifest import load_manifest
 
     manifest = load_manifest(folder, check_files=True)
@@ -513,6 +579,12 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         for result in report.results:
             verdict = "PASS" if result.passed else f"FAIL ({'; '.join(result.failures)})"
             verdicts[f"{result.target} {result.precision} {result.output}"] = verdict
+    kernels = {}
+    for entry in manifest.engines:
+        engine = inside(folder, entry.file)
+        if engine.with_name(f"{engine.name}.json").is_file():
+            told = " and ".join(summary(schedule) for schedule in read_record(engine).schedules)
+            kernels[f"{entry.target} {entry.precision}"] = told or "not told by the builder"
     return {
         "model": manifest.name,
         "family": manifest.family,
@@ -523,6 +595,7 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         "labels": manifest.labels,
         "passes": {entry.name: entry.count for entry in manifest.passes},
         "engines": {f"{entry.target} {entry.precision}": entry.size_bytes for entry in manifest.engines},
+        **({"kernels": kernels} if kernels else {}),
         "parity": verdicts,
         "source": manifest.source_files,
         "versions": manifest.versions,
@@ -659,20 +732,42 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def silent(_stage: str) -> None:
-    """Shows nothing."""
+class ShareBar(ProgressColumn):
+    """A bar where the share that is done is known, else nothing."""
+
+    def render(self, task: Task) -> ProgressBar | str:
+        """See rich."""
+        return "" if task.total is None else ProgressBar(task.total, task.completed, width=30)
 
 
 @contextmanager
-def stages(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Shows the current stage: a spinner on a terminal, a line each elsewhere, nothing where ``quiet``."""
+def stages(*, quiet: bool) -> Iterator[Progress]:
+    """Shows the current stage: on a terminal with a bar and the time, elsewhere a line each, nothing if ``quiet``."""
     if quiet:
-        yield silent
+        yield lambda _stage, _done=None: None
     elif err.is_terminal:
-        with err.status("starting") as status:
-            yield lambda stage: status.update(stage)
+        name = TextColumn("{task.description}", markup=False)
+        columns = SpinnerColumn(), name, ShareBar(), TaskProgressColumn(), TimeElapsedColumn()
+        with Display(*columns, console=err, transient=True) as display:
+            display.add_task("starting", total=None)
+            task = display.tasks[0]
+
+            def draw(stage: str, done: float | None = None) -> None:
+                task.description = stage
+                task.completed = done or 0.0
+                task.total = None if done is None else 1.0  # no method of rich's takes a total away
+
+            yield draw
     else:
-        yield lambda stage: err.print(stage)
+        told = ""
+
+        def tell(stage: str, _done: float | None = None) -> None:
+            nonlocal told
+            if stage != told:
+                err.print(stage)
+                told = stage
+
+        yield tell
 
 
 if __name__ == "__main__":

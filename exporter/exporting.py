@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from exporter import models, parity
 from exporter.calibration import Ranges, batches_of_texts, calibrate, read_texts
-from exporter.engines import BuildOptions, Engine, get_engine
+from exporter.engines import BuildOptions, Engine, Progress, get_engine, silent
 from exporter.engines.tensorrt_base import TensorRTBase
 from exporter.errors import UserError
 from exporter.files import new_folder, sha256
@@ -62,7 +62,7 @@ def export(
     calibration: str | os.PathLike[str] | None = None,
     options: BuildOptions | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ParityReport:
     """Exports a checkpoint to a folder of verified engines.
 
@@ -81,7 +81,7 @@ def export(
             that the model will read, or a ``calibration.json`` of the same model.
         options: What is asked of the builders of TensorRT's engines.
         seed: Of the parity inputs.
-        progress: Called with a line at the start of each stage; ``None`` is silent.
+        progress: Called at the start of each stage, see :class:`exporter.engines.Progress`; ``None`` is silent.
 
     Returns:
         The parity report, as it is written to ``out/report``.
@@ -90,7 +90,7 @@ def export(
         UserError: If the source, the task, a precision, a target or ``out`` is not usable.
         CompileError: If a stage breaks its promise, an expected fusion that did not happen included.
     """
-    progress = progress or (lambda _stage: None)
+    progress = progress or silent
     for precision in precisions:
         if precision not in pipeline.PRECISIONS:
             raise UserError(f"Unknown precision {precision!r}; expected one of {', '.join(pipeline.PRECISIONS)}.")
@@ -150,7 +150,7 @@ def export(
         for precision in pipeline.PRECISIONS:
             if precision in precisions:
                 progress(f"building {precision}")
-                passes += _build(fused, precision, ranges, engines, options, staging, entries)
+                passes += _build(fused, precision, ranges, engines, options, staging, entries, progress)
         del fused
 
         manifest = Manifest(
@@ -223,6 +223,7 @@ def _build(
     options: BuildOptions,
     staging: Path,
     entries: list[EngineEntry],
+    progress: Progress,
 ) -> list[PassReport]:
     """Writes the portable graph and every engine of one precision, and adds the engines to ``entries``.
 
@@ -237,12 +238,17 @@ def _build(
         changed, done = pipeline.change_precision(fused, precision, ranges=None if name == precision else ranges)
         reports += done
         save_onnx(changed, staging / "model" / f"{name}.onnx")
-        entries += [_engine(engine, changed, precision, options, staging) for engine in builders]
+        entries += [_engine(engine, changed, precision, options, staging, progress) for engine in builders]
     return reports
 
 
 def _engine(
-    engine: Engine, graph: gs.Graph, precision: pipeline.Precision, options: BuildOptions, staging: Path
+    engine: Engine,
+    graph: gs.Graph,
+    precision: pipeline.Precision,
+    options: BuildOptions,
+    staging: Path,
+    progress: Progress,
 ) -> EngineEntry:
     """Lowers a graph and builds an engine from it."""
     lowered, _ = pipeline.lower(graph, engine.lowering)
@@ -251,8 +257,12 @@ def _engine(
     scratch.mkdir()
     save_onnx(lowered, scratch / f"{destination.stem}.onnx")
     del lowered
+    asked = options if isinstance(engine, TensorRTBase) else None
     engine.build(
-        scratch / f"{destination.stem}.onnx", destination, options if isinstance(engine, TensorRTBase) else None
+        scratch / f"{destination.stem}.onnx",
+        destination,
+        asked,
+        lambda stage, done=None: progress(f"{engine.target} {precision}: {stage}", done),
     )
     shutil.rmtree(scratch)
     if isinstance(engine, TensorRTBase):

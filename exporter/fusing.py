@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
+from exporter.engines import Progress, silent
 from exporter.errors import PassError, UserError
 from exporter.onnx_files import load_onnx, save_onnx
 from graph_passes import pipeline
@@ -68,7 +68,7 @@ def fuse(
     *,
     lowering: str = "portable",
     require_fused: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> FusionReport:
     """Fuses what a graph of any exporter holds, in float32 or half precision, and writes the result.
 
@@ -78,13 +78,13 @@ def fuse(
         lowering: ``"portable"`` keeps the custom ops with their function bodies; otherwise the target whose ops are
             written.
         require_fused: Whether a graph in which nothing fuses is an error, and nothing is written.
-        progress: Called with a line at the start of each stage; ``None`` is silent.
+        progress: Called at the start of each stage, see :class:`exporter.engines.Progress`; ``None`` is silent.
 
     Raises:
         UserError: If the file or the lowering is not usable, or the runtime cannot run the graph.
         PassError: If nothing fused although it was required; the message names the nearest misses.
     """
-    progress = progress or (lambda _stage: None)
+    progress = progress or silent
     if lowering not in pipeline.LOWERINGS:
         raise UserError(f"Unknown lowering {lowering!r}; expected one of {', '.join(pipeline.LOWERINGS)}.")
     path = Path(source)
@@ -99,16 +99,14 @@ def fuse(
     return report
 
 
-def bring_to(
-    graph: gs.Graph, lowering: str, path: Path, progress: Callable[[str], None] = lambda _stage: None
-) -> gs.Graph:
+def bring_to(graph: gs.Graph, lowering: str, path: Path, progress: Progress = silent) -> gs.Graph:
     """A graph at any stage, plain, fused, at any precision or lowered already, in the form of a lowering.
 
     Args:
         graph: Left as it is.
         lowering: Of ``graph_passes.pipeline.LOWERINGS``.
         path: Where the graph is from, for messages.
-        progress: Called with a line at the start of each stage.
+        progress: Called at the start of each stage.
 
     Raises:
         UserError: If it is in dynamic int8 and the lowering takes none, went through another lowering, or cannot be

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
+from exporter.engines import Progress, silent
 from exporter.errors import CompileError, UnavailableError, UserError
 from exporter.files import new_folder
 from exporter.fusing import bring_to
@@ -115,7 +116,7 @@ def write_kernels(
     *,
     sms: Sequence[int] | None = None,
     ptx_version: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> KernelReport:
     """Compiles every kernel that the plugins of an export, or of one graph, need, and writes them with what they need.
 
@@ -124,7 +125,7 @@ def write_kernels(
         out: The folder to write; ``plugins`` inside an export by default. One that holds ``kernels.json`` is replaced.
         sms: The architectures; all of :data:`plugins.compile.TARGETS` by default.
         ptx_version: Such as ``"8.5"``, for a device whose driver is older than what is chosen by default.
-        progress: Called with a line at the start of each stage; ``None`` is silent.
+        progress: Called at the start of each stage, see :class:`exporter.engines.Progress`; ``None`` is silent.
 
     Raises:
         UserError: If the source or an option is not usable, or nothing in it is a plugin.
@@ -133,7 +134,7 @@ def write_kernels(
     """
     if reason := why_not():
         raise UnavailableError(reason)
-    progress = progress or (lambda _stage: None)
+    progress = progress or silent
     path = Path(source)
     sms = list(dict.fromkeys(sms or TARGETS))
     try:
@@ -166,7 +167,7 @@ def _version(text: str | None) -> int | None:
     return int(major) * 10 + int(minor)
 
 
-def _wanted(path: Path, progress: Callable[[str], None]) -> tuple[dict[Wanted, Counter[str]], dict[str, str]]:
+def _wanted(path: Path, progress: Progress) -> tuple[dict[Wanted, Counter[str]], dict[str, str]]:
     """What the plugins of each graph ask for, how many nodes of which graphs ask for it, and what has no plugins."""
     if path.is_dir():
         manifest = load_manifest(path, check_files=True)

@@ -18,7 +18,7 @@ from exporter.files import inside, new_file
 from graph_passes.graph_tools import Weights, import_model, with_weights_as_inputs, without_weights
 from plugins.contract import DOMAIN
 
-__all__ = ["MAX_TOKENS", "load_onnx", "read_onnx", "save_onnx"]
+__all__ = ["MAX_TOKENS", "check_data", "load_onnx", "read_onnx", "save_onnx"]
 
 MAX_TOKENS = "rotary_press.max_tokens"  # in a graph's metadata: how many tokens the model's positions hold
 OPSET = 20  # what older models are brought to: what the function bodies of our ops are written in
@@ -43,6 +43,18 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def check_data(model: onnx.ModelProto, path: Path) -> None:
+    """Makes sure that the data which the model of a file keeps in others lies in the file's folder.
+
+    Raises:
+        BundleError: If it does not.
+    """
+    for tensor in _tensors(model.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                inside(path.parent, entry.value)
+
+
 def load_onnx(path: Path) -> gs.Graph:
     """The whole model in a file, in a form that the passes take: at least opset 20, no functions but ours.
 
@@ -64,10 +76,7 @@ def load_onnx(path: Path) -> gs.Graph:
 def _read_whole(path: Path) -> tuple[onnx.ModelProto, Weights]:
     """The model in a file without its weights, and those, from wherever they lie."""
     model = read_onnx(path)
-    for tensor in _tensors(model.graph):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                inside(path.parent, entry.value)
+    check_data(model, path)
     try:
         return without_weights(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from exporter import parity
-from exporter.engines import get_engine
+from exporter.engines import Progress, get_engine
 from exporter.files import inside
 from exporter.manifest import installed_versions, load_manifest
 from exporter.parity import ParityReport
@@ -21,7 +20,8 @@ def validate(
     folder: str | os.PathLike[str],
     *,
     report_dir: str | os.PathLike[str] | None = None,
-    progress: Callable[[str], None] | None = None,
+    polygraphy_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> ParityReport:
     """Runs every engine of an export on the reference's inputs, here and now, and writes the report.
 
@@ -31,15 +31,19 @@ def validate(
     Args:
         folder: Written by ``rotary-press export``. Every file's hash is checked first.
         report_dir: Where ``parity.json`` and ``parity.md`` go; ``None`` means ``folder/report``.
-        progress: Called with a line at the start of each engine; ``None`` is silent.
+        polygraphy_dir: Where inputs and reference go as polygraphy reads them; ``None`` writes none. See
+            :func:`exporter.parity.save_for_polygraphy`.
+        progress: Called at the start of each engine, see :class:`exporter.engines.Progress`; ``None`` is silent.
 
     Raises:
         BundleError: If the folder is no export, is incomplete or altered, or the report cannot be written.
-        UnavailableError: If a target is not usable here.
+        UnavailableError: If a target, or polygraphy where it is asked for, is not usable here.
     """
     path = Path(folder)
     manifest = load_manifest(path, check_files=True)
     reference = parity.load_reference(inside(path, REFERENCE))
+    if polygraphy_dir is not None:
+        parity.save_for_polygraphy(reference, Path(polygraphy_dir))
     results, not_run = [], {}
     for entry in manifest.engines:
         if progress is not None:

@@ -3,7 +3,7 @@
     weights, matrix products, activations              ->  float16
     softmax, norms, and the sums that feed them         ->  float32, with a Cast at the border
     constants that float16 cannot hold (mask -3.4e38)   ->  float32, and with them the nodes that read them
-    angles, gamma, beta, epsilon of the fused ops       ->  float32, as their contracts say
+    angles, gamma, beta, epsilon of the fused ops       ->  float32, as their contracts say, and what makes them
     graph inputs and outputs                            ->  unchanged, so every precision has one interface
 
 Why the mask stays in float32: its constant would become -inf, and a row that is all padding would be NaN.
@@ -37,13 +37,14 @@ SMALLEST = float(np.finfo(np.float16).tiny)
 def run(graph: gs.Graph) -> PassResult:
     """Chooses a dtype per node, converts the weights and inserts the casts; counts the nodes in float16."""
     graph.toposort()
+    wide = read_in_float32(graph)
     narrow_constants: dict[int, gs.Constant] = {}
     casts: dict[tuple[int, str], gs.Tensor] = {}
     count = 0
     for node in list(graph.nodes):
         if not any(tensor.dtype in (np.float32, np.float16) for tensor in (*node.inputs, *node.outputs)):
             continue
-        dtype = choose(node)
+        dtype = np.dtype(np.float32) if id(node) in wide else choose(node)
         count += dtype == np.float16
         for slot, tensor in enumerate(node.inputs):
             wanted = dtype if slot not in float32_slots(node) else np.dtype(np.float32)
@@ -87,6 +88,27 @@ def choose(node: gs.Node) -> np.dtype[Any]:
     if any(tensor.dtype == np.float32 for tensor in computed):
         return np.dtype(np.float32)
     return np.dtype(np.float16)
+
+
+def read_in_float32(graph: gs.Graph) -> set[int]:
+    """The ids of nodes that make what custom ops read in float32 alone, angles above all; products are left out."""
+    given = {id(tensor) for tensor in graph.outputs}
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        uses = [
+            id(reader) in found or all(slot in float32_slots(reader) for slot in slots_of(reader, tensor))
+            for tensor in node.outputs
+            for reader in tensor.outputs
+        ]
+        is_ours = node.domain == DOMAIN or node.op in NARROW or any(id(tensor) in given for tensor in node.outputs)
+        if uses and all(uses) and not is_ours:
+            found.add(id(node))
+    return found
+
+
+def slots_of(node: gs.Node, tensor: gs.Tensor) -> list[int]:
+    """Where a node reads a tensor."""
+    return [slot for slot, read in enumerate(node.inputs) if read is tensor]
 
 
 def fits(tensor: gs.Constant) -> bool:

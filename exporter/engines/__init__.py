@@ -1,12 +1,12 @@
 """The targets that engines can be built for."""
 
-from exporter.engines.engine import Arrays, BuildOptions, Engine, Range, Runner
+from exporter.engines.engine import Arrays, BuildOptions, Engine, Progress, Range, Runner, silent
 from exporter.engines.onnxruntime import OnnxRuntime
 from exporter.engines.tensorrt import TensorRT
 from exporter.engines.tensorrt_rtx import TensorRTRTX
 from exporter.errors import UserError
 
-__all__ = ["ENGINES", "Arrays", "BuildOptions", "Engine", "Range", "Runner", "get_engine"]
+__all__ = ["ENGINES", "Arrays", "BuildOptions", "Engine", "Progress", "Range", "Runner", "get_engine", "silent"]
 
 ENGINES: dict[str, Engine] = {engine.target: engine for engine in (OnnxRuntime(), TensorRTRTX(), TensorRT())}
 

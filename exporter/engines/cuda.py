@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from exporter.errors import RotaryPressError, UnavailableError
 
-__all__ = ["BindingsCuda", "Cuda", "DeviceMemory", "PinnedMemory", "TorchCuda", "find_cuda", "why_no_cuda"]
+__all__ = [
+    "BindingsCuda",
+    "Cuda",
+    "DeviceMemory",
+    "Gpu",
+    "PinnedMemory",
+    "TorchCuda",
+    "find_cuda",
+    "find_gpu",
+    "why_no_cuda",
+]
 
 NO_PACKAGE = "nothing to reach a GPU with is installed: pip install cuda-bindings"
 NO_DRIVER = (
@@ -30,6 +40,19 @@ NO_GPU = (
     "leave it out"
 )
 NOTHING = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU is.
+
+    Attributes:
+        name: As its driver calls it.
+        sm: Its architecture, 89 for compute capability 8.9.
+    """
+
+    name: str
+    sm: int
 
 
 @dataclass(eq=False)
@@ -80,6 +103,10 @@ class Cuda(ABC):
     @abstractmethod
     def obstacle(cls, module: Any) -> str | None:
         """``None`` if a GPU can be reached through the module, else the reason."""
+
+    @abstractmethod
+    def describe(self) -> Gpu:
+        """Which GPU it is."""
 
     @abstractmethod
     def current(self) -> AbstractContextManager[None]:
@@ -175,8 +202,12 @@ class BindingsCuda(Cuda):
         self._is_closed = False
         self.stream = int(self._stream)
 
+    def describe(self) -> Gpu:  # noqa: D102  # see Cuda, here and below
+        told = self._call("cudaGetDeviceProperties", self._device)
+        return Gpu(told.name.decode(), 10 * told.major + told.minor)
+
     @contextmanager
-    def current(self) -> Iterator[None]:  # noqa: D102  # see Cuda, here and below
+    def current(self) -> Iterator[None]:  # noqa: D102
         before = self._call("cudaGetDevice")
         if before != self._device:
             self._call("cudaSetDevice", self._device)
@@ -287,6 +318,11 @@ class TorchCuda(Cuda):
             self._stream: Any = module.cuda.Stream(device=self._device)
             self.stream = int(self._stream.cuda_stream)
 
+    def describe(self) -> Gpu:  # noqa: D102
+        with self._checked("asking for the GPU's name"):
+            told = self._torch.cuda.get_device_properties(self._device)
+        return Gpu(told.name, 10 * told.major + told.minor)
+
     @contextmanager
     def current(self) -> Iterator[None]:  # noqa: D102
         with self._torch.cuda.device(self._device):
@@ -374,6 +410,19 @@ def find_cuda() -> Cuda:
         return kind(module)
     except RotaryPressError as error:
         raise UnavailableError(f"No GPU can be used here: {error}") from error
+
+
+def find_gpu() -> Gpu:
+    """Which GPU is current.
+
+    Raises:
+        UnavailableError: If there is none, or nothing to reach it with.
+    """
+    cuda = find_cuda()
+    try:
+        return cuda.describe()
+    finally:
+        cuda.close()
 
 
 def why_no_cuda() -> str | None:

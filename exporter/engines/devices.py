@@ -10,12 +10,13 @@ there to be asked for, and is never chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
-from exporter.engines.schedule import Estimate, Schedule, estimate
+from exporter.engines.schedule import BYTES, Estimate, Schedule, estimate
 from exporter.errors import UserError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Versions",
     "capabilities",
     "check",
+    "check_memory",
     "choose_lowering",
     "estimate_on",
     "find_device",
@@ -93,7 +95,7 @@ class Device:
         name: What the command line takes.
         title: As its maker calls it.
         sm: Its architecture.
-        memory_gb: What building and running may take; a Jetson shares it with the CPU.
+        memory_gb: What building and running may take, in GiB; a Jetson shares it with the CPU.
         bandwidth_gb_s: Of the memory.
         fp16_tflops: Peak of the tensor cores, dense, with sums in float32.
         fp32_tflops: Peak without tensor cores.
@@ -294,9 +296,7 @@ def find_device(name: str) -> Device:
     raise UserError(f"Unknown device {name!r}.{guess} Expected one of {', '.join(DEVICES)}.")
 
 
-def choose_lowering(
-    product: Product, version: Version, device: Device, precision: str, *, has_gpu: bool = False
-) -> Choice:
+def choose_lowering(product: Product, version: Version, device: Device, precision: str) -> Choice:
     """The lowering that a build takes if none is asked for.
 
     Args:
@@ -304,7 +304,6 @@ def choose_lowering(
         version: Its release.
         device: What the engine is for.
         precision: Of the model.
-        has_gpu: Whether the two that are possible could be timed here.
 
     Raises:
         UserError: If nothing can be built, see :func:`check`.
@@ -315,11 +314,10 @@ def choose_lowering(
         return Choice("native", f"{release} has no plugins")
     if "aot_plugins" not in capabilities(product, version):
         return Choice("native", f"{release} reads its standard ops, and takes compiled plugins from 10.9 on alone")
-    mend = "--lowering fastest measures both here" if has_gpu else "measure both on the device with --lowering fastest"
     return Choice(
         "native",
         f"{release} fuses standard ops across layers and stops at plugins; plugins are possible, but whether they are "
-        f"faster was not measured: {mend}",
+        f"faster was not measured: --lowering fastest does that on the device",
     )
 
 
@@ -424,3 +422,37 @@ def estimate_on(device: Device, schedule: Schedule) -> Estimate:
         int8_peak=(device.int8_tops or device.fp16_tflops) * 1e12,
         launch_seconds=LAUNCH_SECONDS,
     )
+
+
+def check_memory(memory_bytes: int, schedule: Schedule, maxima: Mapping[str, int]) -> None:
+    """Refuses an engine that takes more memory than there is: its weights, and what its largest kernel works on.
+
+    That is a lower bound: other tensors are held meanwhile, and CUDA takes some hundred MiB for itself.
+
+    Args:
+        memory_bytes: What there is.
+        schedule: Of a profile, at its maximum.
+        maxima: Of the axes that vary.
+
+    Raises:
+        UserError: With what is needed, and what to ask for instead.
+    """
+    constants = {tensor.name: tensor for kernel in schedule.kernels for tensor in kernel.constants}
+    weights = sum(
+        math.prod(tensor.shape) * BYTES.get(tensor.dtype, 0)
+        for tensor in constants.values()
+        if tensor.shape is not None
+    )
+    sets = (sum(tensor.bytes for tensor in (*kernel.inputs, *kernel.outputs)) for kernel in schedule.kernels)
+    largest = max(sets, default=0)
+    if weights + largest > memory_bytes:
+        told = ", ".join(f"{axis} {size}" for axis, size in maxima.items() if " + " not in axis)
+        raise UserError(
+            f"The engine needs at least {_told(weights + largest)} of memory{' at ' if told else ''}{told}: "
+            f"{_told(weights)} for its weights and {_told(largest)} for its largest kernel; the device has "
+            f"{_told(memory_bytes)}. Give axes smaller maxima with --profile, or name a --device with more memory."
+        )
+
+
+def _told(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
 
-__all__ = ["Arrays", "BuildOptions", "Engine", "Progress", "Range", "Runner"]
+__all__ = ["Arrays", "BuildOptions", "Engine", "Progress", "Range", "Runner", "silent"]
 
 Arrays = dict[str, NDArray[Any]]
-Progress = Callable[[str], None]
+
+
+class Progress(Protocol):
+    """Is told how far something is."""
+
+    def __call__(self, stage: str, done: float | None = None, /) -> None:
+        """Called at the start of each stage, and as often as more is known of it.
+
+        Args:
+            stage: One line.
+            done: The share of the stage that is done, from 0 to 1, and never less than before; ``None`` where it is
+                not known.
+        """
+
+
+def silent(_stage: str, _done: float | None = None) -> None:
+    """The progress that shows nothing."""
 
 
 class Range(BaseModel):
@@ -43,6 +59,7 @@ class BuildOptions(BaseModel):
         profiles: Each a range for some axes by their names in the graph; axes that are not in it have a usual range. An
             engine takes what fits one of them. Empty for what is usual.
         max_tokens: How many tokens the model's positions hold, past ones included; ``None`` where it is not known.
+        memory_bytes: What the device has; an engine that needs more is refused. ``None`` where it is not known.
         sms: Architectures to build for; empty for the target's own choice.
         optimization_level: 0 (quick to build) to 5 (quick to run); ``None`` for the builder's default.
         workspace_mb: The most scratch memory that a kernel may take, in MiB; ``None`` for all there is.
@@ -56,6 +73,7 @@ class BuildOptions(BaseModel):
 
     profiles: tuple[dict[str, Range], ...] = ()
     max_tokens: PositiveInt | None = None
+    memory_bytes: PositiveInt | None = None
     sms: tuple[int, ...] = ()
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     workspace_mb: PositiveInt | None = None
@@ -65,9 +83,9 @@ class BuildOptions(BaseModel):
     timing_cache: Path | None = None
 
     def asked(self) -> list[str]:
-        """The names of the options that are not as by default; ``max_tokens`` is a fact, no wish."""
+        """The names of the options that are not as by default; what the model and the device have is no wish."""
         usual = BuildOptions()
-        names = set(type(self).model_fields) - {"max_tokens"}
+        names = set(type(self).model_fields) - {"max_tokens", "memory_bytes"}
         return sorted(name for name in names if getattr(self, name) != getattr(usual, name))
 
 
@@ -126,7 +144,7 @@ class Engine(ABC):
             lowered: Of the same stem as ``destination``, because a model finds its external data by name.
             destination: The file to write. What belongs to it begins with its name.
             options: What is asked of the builder; ``None`` for nothing.
-            progress: Called with a line at each stage; ``None`` is silent.
+            progress: See :class:`Progress`; ``None`` is silent.
 
         Raises:
             UnavailableError: If the target is not usable here.

@@ -65,7 +65,7 @@ BYTES = {
     "bool": 1,
 }
 # In the list of layers, but nothing that a GPU computes. Types that are not here are kernels, known or not.
-NO_KERNELS = re.compile(r"shape_call|.*(host|wait|signal).*", re.IGNORECASE)
+NO_KERNELS = re.compile(r"shape_call|(de)?allocate|.*(host|wait|signal).*", re.IGNORECASE)
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger"}
 UNCOUNTED = {"CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT", "PLUGIN", "PLUGIN_V2", "PLUGIN_V3"}
 TOTAL = "total"
@@ -279,19 +279,20 @@ class Comparison(BaseModel):
     waits: tuple[int, int]
 
 
-def read_schedule(log_lines: Iterable[str], *, sizes: Mapping[str, int] | None = None) -> Schedule:
-    """Reads the kernels of an engine from the log of its build.
+def read_schedule(log_lines: Iterable[str], *, sizes: Mapping[str, int] | None = None, profile: int = 0) -> Schedule:
+    """Reads the kernels of an engine, those of one of its profiles, from the log of its build.
 
     Args:
         log_lines: Every message of a logger of severity VERBOSE, whole, from before the model is parsed. It needs
             ``ProfilingVerbosity.DETAILED``. If several engines were built, the last one is read.
-        sizes: The optimum of the first profile by the names of the axes that vary: ``{"batch": 1, "sequence": 128}``.
-            The axis ``past + sequence`` follows from its terms.
+        sizes: The optimum of the profile by the names of the axes that vary: ``{"batch": 1, "sequence": 128}``. The
+            axis ``past + sequence`` follows from its terms.
+        profile: Its number; each has kernels of its own.
 
     Raises:
         CompileError: If the log has no detailed list of kernels, it has another form, or a size is missing.
     """
-    log = _read_log(log_lines, sizes or {})
+    log = _read_log(log_lines, sizes or {}, profile)
     ranks, layers = _parts(log)
     doers = _kernels_of_products(log)
     shapes = _shapes(log, doers)
@@ -451,7 +452,7 @@ class Log(NamedTuple):
     inputs: dict[str, View]
 
 
-def _read_log(log_lines: Iterable[str], sizes: Mapping[str, int]) -> Log:
+def _read_log(log_lines: Iterable[str], sizes: Mapping[str, int], profile: int) -> Log:
     listed = ""
     drawn: list[str] = []
     graph: dict[str, Parsed] = {}
@@ -484,9 +485,20 @@ def _read_log(log_lines: Iterable[str], sizes: Mapping[str, int]) -> Log:
         name: tuple(int(size) for size in shape.split(",") if size)
         for name, shape in re.findall(r" Name: (.+?), IOMode: Input,.*?OptShape: \[([\d,]*)\]", rest)
     }
-    return Log(
-        [_layer(line) for line in lines.split("\n")[1:] if line], list(_nodes(drawn, owners, sizes)), graph, inputs
-    )
+    layers = [_layer(line) for line in _of_profile(lines.split("\n")[1:], profile) if line]
+    return Log(layers, list(_nodes(drawn, owners, sizes)), graph, inputs)
+
+
+def _of_profile(lines: list[str], profile: int) -> list[str]:
+    """The layers of a profile. Those of one are numbered alike, and all but the first profile's name it here and there.
+
+    ``Name: __myl_Fc_myl3_8, …`` belongs to profile 1 if any layer of ``myl3`` has ``[profile 1]`` in it.
+    """
+    found = [(re.match(r"Name: .*?(_myl\d+)_\d+, LayerType: ", line), line) for line in lines]
+    groups = [(match.group(1) if match else line, line) for match, line in found]
+    named = [(group, re.search(r" \[profile (\d+)\]", line)) for group, line in groups]
+    profiles = {group: int(match.group(1)) for group, match in named if match}
+    return [line for group, line in groups if profiles.get(group, 0) == profile]
 
 
 def _layer(line: str) -> Layer:

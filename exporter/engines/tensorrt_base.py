@@ -7,11 +7,14 @@ Nothing of the module is imported before it is used.
 from __future__ import annotations
 
 import hashlib
+import mmap
+import re
 import shutil
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from exporter.engines import devices
 from exporter.engines.cuda import find_cuda, why_no_cuda
 from exporter.engines.devices import Product
-from exporter.engines.engine import BuildOptions, Engine, Progress, Range, Runner
+from exporter.engines.engine import BuildOptions, Engine, Progress, Range, silent
 from exporter.engines.schedule import Schedule
 from exporter.engines.tensorrt_runner import TensorRTRunner
 from exporter.errors import BundleError, CompileError, UnavailableError, UserError
@@ -44,6 +47,12 @@ USUAL = {
 }
 SUM = " + "  # an axis that is the sum of two others
 PATIENCE = 0.1  # seconds between looks at the keyboard
+# Bytes of address space that a model's first build takes, and more. With less, TensorRT-RTX 1.7.1 was seen to
+# crash, to end the process and to hang.
+LEAST_MEMORY = 384 << 20
+LONGEST = 2**31 - 1  # axis: both products refuse a longer one, and say that it is inconsistent
+# As both products, their allocators and the C++ library word it.
+NO_MEMORY = re.compile(r"bad_alloc|out ?of ?memory|could not be allocated|cannot allocate|alloc failed", re.IGNORECASE)
 
 
 class BuildRecord(BaseModel):
@@ -56,7 +65,7 @@ class BuildRecord(BaseModel):
         profiles: The ranges of every axis.
         seconds: That the build took.
         warnings: What the builder warned of, and why its kernels are not known, where they are not.
-        schedule: Its kernels in order, at the optimum of the first profile, where the builder tells them.
+        schedules: Its kernels in order, at the optimum of each profile; none where the builder does not tell them.
         lowering, reason: The form of the graph that it was built from, and why that one.
         device: What it is for.
     """
@@ -72,7 +81,7 @@ class BuildRecord(BaseModel):
     profiles: list[dict[str, str]]
     seconds: float
     warnings: list[str]
-    schedule: Schedule | None = None
+    schedules: list[Schedule] = []
     lowering: str | None = None
     reason: str | None = None
     device: str | None = None
@@ -144,7 +153,7 @@ class TensorRTBase(Engine):
         progress: Progress | None = None,
     ) -> None:
         """See :class:`Engine`. ``<destination>.json`` tells how it was made. Ctrl-C stops the build."""
-        options, progress = options or BuildOptions(), progress or (lambda _stage: None)
+        options, progress = options or BuildOptions(), progress or silent
         for name in options.asked():
             if name in self.refused:
                 raise UserError(f"{self.target} has no option {name}: {self.refused[name]}.")
@@ -170,11 +179,11 @@ class TensorRTBase(Engine):
         started = time.perf_counter()
         plan = _built(trt, builder, network, config, log, progress)
         seconds = time.perf_counter() - started
-        warnings, schedule = log.at(trt.ILogger.Severity.WARNING), None
+        warnings, schedules = log.at(trt.ILogger.Severity.WARNING), []
+        lines = [line for _, line in log.lines]
         try:
-            schedule = self.schedule(
-                [line for _, line in log.lines], {axis: of.opt for axis, of in profiles[0].items()}
-            )
+            schedules = self.schedules(lines, [{axis: of.opt for axis, of in ranges.items()} for ranges in profiles])
+            self._check_memory(lines, profiles, options)
         except CompileError as error:  # the engine is built: that another release words its log anew is no harm to it
             warnings.append(str(error))
         with new_file(destination) as temporary:
@@ -191,7 +200,7 @@ class TensorRTBase(Engine):
             profiles=[{axis: str(of) for axis, of in ranges.items()} for ranges in profiles],
             seconds=seconds,
             warnings=warnings,
-            schedule=schedule,
+            schedules=schedules,
         )
         _write(record, destination)
 
@@ -212,11 +221,19 @@ class TensorRTBase(Engine):
     def after(self, config: Any, options: BuildOptions) -> None:
         """Keeps what a build leaves behind."""
 
-    def schedule(self, log: list[str], sizes: Mapping[str, int]) -> Schedule | None:  # noqa: ARG002
-        """The kernels of the engine that was built, where its builder tells them, for axes of these sizes."""
-        return None
+    def schedules(self, log: list[str], sizes: Sequence[Mapping[str, int]]) -> list[Schedule]:  # noqa: ARG002
+        """The kernels of the engine that was built, where its builder tells them, for each profile at such sizes."""
+        return []
 
-    def load(self, path: Path, *, threads: int | None = None) -> Runner:  # noqa: ARG002
+    def _check_memory(self, log: list[str], profiles: Sequence[Mapping[str, Range]], options: BuildOptions) -> None:
+        """Refuses an engine that takes more memory than the device has, where its builder tells its kernels."""
+        if options.memory_bytes is None:
+            return
+        maxima = [{axis: of.max for axis, of in ranges.items()} for ranges in profiles]
+        for schedule, sizes in zip(self.schedules(log, maxima), maxima, strict=False):
+            devices.check_memory(options.memory_bytes, schedule, sizes)
+
+    def load(self, path: Path, *, threads: int | None = None) -> TensorRTRunner:  # noqa: ARG002
         """Opens an engine on the GPU. ``threads`` means nothing there."""
         trt = self.trt
         self.check(path)
@@ -299,6 +316,7 @@ def parse(trt: Any, network: Any, model: Path, log: Any) -> None:
     """Reads an ONNX file into a network.
 
     Raises:
+        UserError: If there is too little memory.
         CompileError: If the parser refuses it; the message names the node, its op, and what was said of it.
     """
     parser = trt.OnnxParser(network, log)
@@ -307,6 +325,8 @@ def parse(trt: Any, network: Any, model: Path, log: Any) -> None:
     told = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
+        if NO_MEMORY.search(error.desc()):
+            raise _too_little_memory(trt, f"reading {model.name}", error.desc())
         node = f"{error.node_name() or 'a node'} ({error.node_operator() or 'no op'})"
         told.append(f"{node}{_inputs_of(model, error.node_name())}: {error.desc()}")
     raise CompileError(
@@ -361,7 +381,8 @@ def profiles_of(axes: Collection[str], options: BuildOptions) -> list[dict[str, 
     one token after it.
 
     Raises:
-        UserError: If nothing says how large an axis may be, there is none of a name, or the model has fewer positions.
+        UserError: If nothing says how large an axis may be, there is none of a name, it is longer than any can be, or
+            the model has fewer positions.
     """
     wanted: Sequence[Mapping[str, Range]] = options.profiles or ({},)
     if not options.profiles and "past" in {part for axis in axes for part in axis.split(SUM)}:
@@ -381,6 +402,11 @@ def profiles_of(axes: Collection[str], options: BuildOptions) -> list[dict[str, 
             parts = [ranges[part] for part in axis.split(SUM)]
             bounds = {bound: sum(getattr(part, bound) for part in parts) for bound in ("min", "opt", "max")}
             ranges[axis] = Range(**bounds)
+            if ranges[axis].max > LONGEST:
+                raise UserError(
+                    f"A profile allows {ranges[axis].max} for the axis {axis}, and engines take {LONGEST} at most: ask "
+                    f"for less in --profile {axis.split(SUM)[0]}=MIN:OPT:MAX."
+                )
         tokens = sum(ranges[axis].max for axis in ("sequence", "past") if axis in ranges)
         if options.max_tokens is not None and tokens > options.max_tokens:
             raise UserError(
@@ -424,13 +450,28 @@ def _built(trt: Any, builder: Any, network: Any, config: Any, log: Any, progress
     """The engine. Runs in a thread, so that Ctrl-C is heard while the builder is at work.
 
     Raises:
-        CompileError: If there is none; with what the builder said.
+        UserError: If there is too little memory.
+        CompileError: If there is no engine; with what the builder said.
         KeyboardInterrupt: After the builder has stopped.
     """
+    try:
+        mmap.mmap(-1, LEAST_MEMORY).close()
+    except OSError as error:
+        raise _too_little_memory(trt, "building", str(error)) from error
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
-    plans: list[Any] = []
-    worker = threading.Thread(target=lambda: plans.append(builder.build_serialized_network(network, config)))
+    plans: list[bytes] = []
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            plan = builder.build_serialized_network(network, config)
+            if plan is not None:
+                plans.append(bytes(memoryview(plan)))
+        except Exception as error:  # noqa: BLE001  # nobody would hear of it in this thread
+            failures.append(error)
+
+    worker = threading.Thread(target=work)
     worker.start()
     try:
         while worker.is_alive():
@@ -439,13 +480,24 @@ def _built(trt: Any, builder: Any, network: Any, config: Any, log: Any, progress
         monitor.is_cancelled = True
         worker.join()
         raise
-    if not plans or plans[0] is None:
-        said = log.at(trt.ILogger.Severity.ERROR)
-        raise CompileError(
-            f"{trt.__name__} {trt.__version__} cannot build it: {'; '.join(said[-3:]) or 'it gives no reason'}. "
-            f"Smaller profiles take less memory; another --lowering may be taken."
-        )
-    return bytes(memoryview(plans[0]))
+    if monitor.failure is not None:
+        raise monitor.failure
+    if plans:
+        return plans[0]
+    said = [*log.at(trt.ILogger.Severity.ERROR), *(repr(error) for error in failures)]
+    if lacking := [line for line in said if NO_MEMORY.search(line) or "MemoryError" in line]:
+        raise _too_little_memory(trt, "building", lacking[0])
+    raise CompileError(
+        f"{trt.__name__} {trt.__version__} cannot build it: {'; '.join(said[-3:]) or 'it gives no reason'}. "
+        f"Another --lowering may be taken."
+    )
+
+
+def _too_little_memory(trt: Any, doing: str, said: str) -> UserError:
+    return UserError(
+        f"{trt.__name__} {trt.__version__} ran out of memory while {doing} ({said.strip().rstrip('.')}): give axes "
+        f"smaller maxima with --profile, limit scratch memory with --workspace-mb, or build where more memory is free."
+    )
 
 
 def _log(trt: Any) -> Any:
@@ -467,25 +519,92 @@ def _log(trt: Any) -> Any:
     return Log()
 
 
+@dataclass
+class _Phase:
+    """One that is open; where it starts, ends and is, as shares of the outermost one."""
+
+    parent: str | None
+    steps: int
+    start: float
+    end: float
+    at: float
+    done: int = 0
+
+
+class Phases:
+    """How far the builder is in the outermost of its phases, which nest: from 0 to 1, and never backwards.
+
+    A phase takes half of what is left of its parent's step, since nobody says how many will follow in that step.
+
+    Attributes:
+        whole: The outermost phase.
+        done: The share of it.
+    """
+
+    def __init__(self) -> None:
+        self.whole = ""
+        self.done = 0.0
+        self._open: dict[str, _Phase] = {}
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins; one without a parent is the outermost from now on."""
+        if parent is None:
+            self.whole, self.done = name, 0.0
+            self._open = {name: _Phase(None, steps, 0.0, 1.0, 0.0)}
+        elif (above := self._open.get(parent)) is not None:
+            step_end = above.start + (above.end - above.start) * min(1.0, (above.done + 1) / max(above.steps, 1))
+            self._open[name] = _Phase(parent, steps, above.at, max(above.at, (above.at + step_end) / 2), above.at)
+
+    def step(self, name: str, step: int) -> None:
+        """A step is done; they count from 0."""
+        if (phase := self._open.get(name)) is not None:
+            phase.done = max(phase.done, step + 1)
+            share = min(1.0, phase.done / max(phase.steps, 1))
+            self._reach(phase, phase.start + (phase.end - phase.start) * share)
+
+    def finish(self, name: str) -> None:
+        """A phase ends."""
+        if (phase := self._open.pop(name, None)) is not None:
+            self._reach(phase, phase.end)
+            if phase.parent in self._open:
+                self._reach(self._open[phase.parent], phase.end)
+
+    def _reach(self, phase: _Phase, at: float) -> None:
+        phase.at = max(phase.at, at)
+        self.done = max(self.done, phase.at)
+
+
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """Tells how far the builder is, and tells it to stop."""
+    """Tells how far the builder is, and tells it to stop. Nothing is raised into the builder, which would abort."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.is_cancelled = False
-            self.whole: tuple[str, int] | None = None
+            self.failure: Exception | None = None
+            self.phases = Phases()
+            self.lock = threading.Lock()  # builders may call from several threads
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            if parent is None:
-                self.whole = phase, steps
-            elif self.whole is not None and parent == self.whole[0]:
-                progress(f"{self.whole[0].lower()}: {phase.lower()}")
+            with self.lock:
+                self.phases.start(phase, parent, steps)
+                self.tell()
 
-        def step_complete(self, _phase: str, _step: int) -> bool:
-            return not self.is_cancelled
+        def step_complete(self, phase: str, step: int) -> bool:
+            with self.lock:
+                self.phases.step(phase, step)
+                self.tell()
+            return not self.is_cancelled and self.failure is None
 
-        def phase_finish(self, _phase: str) -> None:
-            pass
+        def phase_finish(self, phase: str) -> None:
+            with self.lock:
+                self.phases.finish(phase)
+                self.tell()
+
+        def tell(self) -> None:
+            try:
+                progress(self.phases.whole.lower(), self.phases.done)
+            except Exception as error:  # noqa: BLE001  # raised again when the builder has stopped
+                self.failure = error
 
     return Monitor()

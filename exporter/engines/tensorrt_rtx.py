@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ class TensorRTRTX(TensorRTBase):
             for index, sm in enumerate(options.sms):
                 config.set_compute_capability(known[sm], index)
 
-    def schedule(self, log: list[str], sizes: Mapping[str, int]) -> Schedule | None:
+    def schedules(self, log: list[str], sizes: Sequence[Mapping[str, int]]) -> list[Schedule]:
         """The builder lists its kernels in its log."""
-        return read_schedule(log, sizes=sizes)
+        return [read_schedule(log, sizes=of, profile=number) for number, of in enumerate(sizes)]
 
     def check_header(self, path: Path, plan: bytes) -> None:
         """The runtime judges the first bytes; without a GPU it says no more than whether they are damaged."""

@@ -13,8 +13,8 @@ import math
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,12 @@ class TensorRTRunner(Runner):
                         self._cuda.synchronize()
                     raise
         return {tensor.name: array for tensor, array in zip(self._outputs, found, strict=True)}
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Any, Any]]:
+        """The module's own engine, and its context for the first profile, to look into."""
+        with self._lock, self._cuda.current():
+            yield self._engine, self._contexts[0]
 
     def close(self) -> None:
         """Gives all memory back. May be called twice.

@@ -57,12 +57,12 @@ def test_example_checkpoints_are_small(name: str) -> None:
 
 
 def test_readme_commands_work(tmp_path: Path) -> None:
-    """Runs every ``rotary-press`` line of the README's shell blocks, in order, in one folder."""
+    """Runs every line of the README's shell blocks, in order, in one folder."""
     for folder in ("examples", "tests"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith("rotary-press ")]
-    assert {shlex.split(command)[1] for command in commands} == {
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert {shlex.split(command)[1] for command in commands if command.startswith("rotary-press ")} == {
         "export",
         "fuse",
         "plugins",
@@ -72,12 +72,11 @@ def test_readme_commands_work(tmp_path: Path) -> None:
         "inspect",
         "doctor",
     }
-    binary = Path(sys.executable).with_name("rotary-press")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     for command in commands:
-        arguments = shlex.split(command, comments=True)[1:]
+        program, *arguments = shlex.split(command, comments=True)
         result = subprocess.run(
-            [str(binary), *arguments],
+            [str(Path(sys.executable).with_name(program)), *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -14,12 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import exporter
-from exporter import exporting, parity
+from exporter import cli, exporting, parity
 from exporter.cli import app
+from exporter.engines import BuildOptions, inspection
+from exporter.engines.tensorrt_base import BuildRecord
 from exporter.errors import PassError, TraceError
 from exporter.generation import Sampling
 from exporter.manifest import FILE_NAME
@@ -139,6 +143,18 @@ def test_validate(bundle: Path, place: Path, form: str) -> None:
     else:
         assert result.stdout.splitlines()[-1] == f"Wrote {place / 'reports'}: PASS"
         assert result.stderr.splitlines() == [f"checking onnxruntime {name}" for name in ("fp32", "fp16", "int8")]
+
+
+@in_both_forms
+def test_validate_writes_for_polygraphy(exported: Path, place: Path, form: str) -> None:
+    options = ["--report", place / "reports", "--polygraphy", place / "data", *(["--json"] if form == "json" else [])]
+    result = press("validate", exported, *options)
+    assert result.exit_code == 0
+    assert sorted(path.name for path in (place / "data").iterdir()) == ["inputs.json", "reference.json"]
+    if form == "json":
+        assert document(result)["passed"] is True
+    else:
+        assert result.stdout.splitlines()[-1] == f"Wrote {place / 'reports'} and {place / 'data'}: PASS"
 
 
 @quick_trace
@@ -320,6 +336,10 @@ def test_an_export_that_cannot_be(
         (["inspect", "PLACE/taken"], "UserError", "taken is not an ONNX model: it cannot be decoded"),
         (["inspect", "PLACE/empty.onnx"], "UserError", "empty.onnx is not an ONNX model: it names no opset"),
         (["inspect", "OUT/manifest.json"], "UserError", "manifest.json is not an ONNX model: it cannot be decoded"),
+        (["inspect", "OUT", "--layers"], "UserError", "is a folder: --layers lists one engine or graph"),
+        (["inspect", "OUT/model/fp32.onnx", "--layers"], "UserError", "Expected --target tensorrt-rtx or tensorrt;"),
+        (["inspect", "OUT/model/fp32.onnx", "--target", "tensorrt"], "UserError", "give both, or neither"),
+        (["validate", "OUT", "--polygraphy", "PLACE/taken/below"], "BundleError", "Cannot write"),
     ],
 )
 def test_other_mistakes(
@@ -620,6 +640,50 @@ def test_inspect_lists_the_nodes(place: Path, form: str) -> None:
     assert re.search(r"Node 0 +\| norm \[Op: LayerNormalization\]", listed)
 
 
+@in_both_forms
+def test_inspect_lists_the_layers_of_a_graphs_network(place: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(onnx.parser.parse_model(NORM), place / "plain.onnx")
+    monkeypatch.setattr(inspection, "list_layers", lambda path, target: f"Layer 0 of {path.name}\nby {target}")
+    options = ["--nodes", "--layers", "--target", "tensorrt-rtx", *(["--json"] if form == "json" else [])]
+    result = press("inspect", place / "plain.onnx", *options)
+    assert (result.exit_code, result.stderr) == (0, "")
+    if form == "text":
+        assert result.stdout.splitlines()[-2:] == ["Layer 0 of plain.onnx", "by tensorrt-rtx"]
+        assert "[Op: LayerNormalization]" in result.stdout
+        return
+    facts = document(result)
+    assert facts["layers"] == ["Layer 0 of plain.onnx", "by tensorrt-rtx"]
+    assert "[Op: LayerNormalization]" in "\n".join(facts["nodes"])
+
+
+@in_both_forms
+def test_inspect_lists_the_layers_of_an_engine(place: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = place / "out.engine"
+    record = BuildRecord(
+        target="tensorrt",
+        version="11.4",
+        sha256="0",
+        size_bytes=1,
+        options=BuildOptions(),
+        profiles=[],
+        seconds=1.0,
+        warnings=[],
+    )
+    engine.with_name("out.engine.json").write_text(record.model_dump_json())
+    json_option = ["--json"] if form == "json" else []
+    result = press("inspect", engine, *json_option)
+    assert result.exit_code == 0
+    assert "--layers lists its layers" in result.stdout if form == "text" else "layers" not in document(result)
+    monkeypatch.setattr(inspection, "list_layers", lambda path, target: f"Layer 0 of {path.name}\nby {target}")
+    result = press("inspect", engine, "--layers", *json_option)
+    assert (result.exit_code, result.stderr) == (0, "")
+    if form == "text":
+        assert result.stdout.splitlines()[-2:] == ["Layer 0 of out.engine", "by None"]
+    else:
+        assert document(result)["layers"] == ["Layer 0 of out.engine", "by None"]
+        assert document(result)["target"] == "tensorrt"
+
+
 def test_inspect_tells_why_nothing_can_be_told(place: Path) -> None:
     text = NORM.replace("LayerNormalization", "theirs.Unknown").replace('"" : 20', '"" : 20, "theirs" : 1')
     onnx.save(onnx.parser.parse_model(text), place / "foreign.onnx")
@@ -668,3 +732,50 @@ def test_without_the_export_extra_a_verb_says_what_to_install(verb: str, exporte
     [line] = finished.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith("needs onnx, which is not installed: pip install 'rotary-press[export]'.")
+
+
+STEPS: list[tuple[str, float | None]] = [("reading", None), ("building", 0.0), ("building", 0.5), ("writing", None)]
+
+
+def display(monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, float | None]], *, terminal: bool) -> str:
+    """What is shown of steps."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, markup=False, highlight=False)
+    monkeypatch.setattr(cli, "err", console)
+    with cli.stages(quiet=False) as progress:
+        for stage, done in steps:
+            progress(stage, done)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, None), (2, "0%"), (3, "50%"), (4, None)])
+def test_a_terminal_shows_the_share_where_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, count: int, shown: str | None
+) -> None:
+    text = display(monkeypatch, STEPS[:count], terminal=True)
+    last = text[text.rindex(STEPS[count - 1][0]) :]
+    assert "0:00:00" in last
+    assert re.findall(r"\d+%", last) == ([] if shown is None else [shown])
+    assert ("\u2501" in last) == (shown is not None)
+
+
+def test_a_pipe_gets_a_line_per_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert display(monkeypatch, STEPS, terminal=False).splitlines() == ["reading", "building", "writing"]
+
+
+def test_nothing_is_shown_beside_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli.stages(quiet=True) as progress:
+        for stage, done in STEPS:
+            progress(stage, done)
+    assert capsys.readouterr() == ("", "")
+
+
+@in_both_forms
+def test_too_little_memory_is_one_message(monkeypatch: pytest.MonkeyPatch, place: Path, form: str) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("exporter.validation.validate", fail)
+    monkeypatch.setattr(exporter, "validate", fail, raising=False)
+    result = press("validate", place, *(["--json"] if form == "json" else []))
+    check_message(result, form, "MemoryError", "There is too little memory (none is left): free some")

@@ -248,7 +248,7 @@ def test_what_does_not_fit_the_model_leaves_nothing(
 @quick_trace
 def test_the_result_is_the_report_that_is_written(source: Path, place: Path) -> None:
     stages: list[str] = []
-    report = export(source, place / "out", precisions=["fp32"], progress=stages.append)
+    report = export(source, place / "out", precisions=["fp32"], progress=lambda stage, _done=None: stages.append(stage))
     assert report.passed
     assert ParityReport.model_validate_json((place / "out/report/parity.json").read_bytes()) == report
     assert stages == [

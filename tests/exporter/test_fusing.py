@@ -55,7 +55,12 @@ def plain(traced: onnx.ModelProto, tmp_path: Path) -> Path:
 )
 def test_a_graph_is_fused_and_lowered(plain: Path, tmp_path: Path, lowering: str, ops: dict[str, int]) -> None:
     stages: list[str] = []
-    report = fuse(plain, str(tmp_path / "new" / "out.onnx"), lowering=lowering, progress=stages.append)
+    report = fuse(
+        plain,
+        str(tmp_path / "new" / "out.onnx"),
+        lowering=lowering,
+        progress=lambda stage, _done=None: stages.append(stage),
+    )
     assert {entry.name: entry.count for entry in report.passes} == FUSED
     assert all(entry.max_abs_difference is not None for entry in report.passes)
     assert report.count == sum(FUSED.values())

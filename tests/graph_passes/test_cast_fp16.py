@@ -98,6 +98,58 @@ def test_weights_are_narrow_and_what_contracts_keep_is_wide(masked_lm: Traced, d
             assert [dtypes[name] for name in node.input] == [HALF, FLOAT]
 
 
+def test_angles_are_wide_from_their_table_on(get_traced: Callable[[str], Traced], dtypes_of: DtypesOf) -> None:
+    """Half precision would cost them as much as a rounding of all that is rotated."""
+    model = narrow(get_traced("roformer-fill-mask").fused)
+    made = {output: node for node in model.graph.node for output in node.output}
+    dtypes, tables = dtypes_of(model), 0
+    for node in model.graph.node:
+        if node.op_type == "InterleavedRotary":
+            pending = list(node.input[1:])
+            while pending:
+                name = pending.pop()
+                assert dtypes[name] in (FLOAT, TensorProto.INT64)
+                tables += dtypes[name] == FLOAT and name not in made
+                pending += made[name].input if name in made else []
+    assert tables
+
+
+def test_angles_that_are_computed_are_computed_in_float32(rewrite: Rewrite, run_strictly: Run, run: Run) -> None:
+    """As exporters do that have no table: of an angle of 1433.6, half precision knows the nearest whole number."""
+    plain = rewrite(COMPUTED_ANGLES)
+    fused, reports = on_models.fuse(plain)
+    assert {report.name: report.count for report in reports}["fuse_rotary"] == 1
+    random = np.random.default_rng(0)
+    feeds: Feeds = {
+        "x": random.standard_normal((2, 3, 3, 4)).astype(np.float32),
+        "position": np.array([[2048, 1501, 7]], np.int64),
+    }
+    found = run_strictly(inliner.inline_local_functions(narrow(fused)), feeds)["y"]
+    np.testing.assert_allclose(found, run(plain, feeds)["y"], atol=4 * 2**-11)  # x and y are rounded, no more
+
+
+COMPUTED_ANGLES = """
+<ir_version: 10, opset_import: ["" : 20]>
+rotated (float[batch, heads, sequence, 4] x, int64[1, sequence] position) => (float[batch, heads, sequence, 4] y)
+<int64[2] axes = {1, 3}, float[2] frequency = {1.0, 0.7}, int64[1] three = {3}, int64[1] last = {-1},
+ int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] end = {9}, int64[4] shape = {0, 0, -1, 4}>
+{
+    place = Cast <to: int = 1> (position)
+    column = Unsqueeze (place, axes)
+    angle = Mul (column, frequency)
+    cos = Cos (angle)
+    sin = Sin (angle)
+    even = Slice (x, zero, end, three, two)
+    odd = Slice (x, one, end, three, two)
+    even_cos = Mul (even, cos)  odd_sin = Mul (odd, sin)  first = Sub (even_cos, odd_sin)
+    odd_cos = Mul (odd, cos)  even_sin = Mul (even, sin)  second = Add (odd_cos, even_sin)
+    first_column = Unsqueeze (first, last)  second_column = Unsqueeze (second, last)
+    pairs = Concat <axis: int = -1> (first_column, second_column)
+    y = Reshape (pairs, shape)
+}
+"""
+
+
 def test_the_result_is_close_to_float32(traced: Traced, run: Run, make_feeds: MakeFeeds) -> None:
     model = narrow(traced.fused)
     problems = [

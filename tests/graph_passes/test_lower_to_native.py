@@ -71,15 +71,81 @@ def test_scores_are_float32_and_everything_else_that_is_large_is_not(masked_lm: 
             assert weight.data_type == TensorProto.FLOAT16
 
 
-def test_a_sum_that_is_carried_on_is_rounded_before_the_norm(get_traced: Callable[[str], Traced]) -> None:
-    """Otherwise the compiler stores it in float32. One that is not carried on stays in float32."""
-    for name, is_carried in (("roberta-prelayernorm-fill-mask", True), ("roformer-fill-mask", False)):
-        model, _ = on_models.change_precision(get_traced(name).fused, "fp16")
-        lowered, _ = on_models.lower(model, "native")
-        made = {output: node for node in lowered.graph.node for output in node.output}
-        norms = [node for node in lowered.graph.node if node.op_type == "LayerNormalization"]
-        casts = [made[norm.input[0]].op_type == "Cast" for norm in norms]
-        assert sum(casts) == (3 + 2 if is_carried else 1), "those that are carried, and those without a sum"
+@pytest.mark.parametrize(
+    ("name", "sums"),
+    [
+        # of embeddings, then none before the first block, then those that are carried on, and none in the head
+        ("roberta-prelayernorm-fill-mask", ["wide", "none", *["rounded"] * 4, "none"]),
+        # the last reads one that is carried on; the first token, for the pooler, has a norm of its own
+        ("roberta-prelayernorm-feature-extraction", ["wide", "none", "rounded", "rounded", "rounded"]),
+        ("roformer-fill-mask", [*["wide"] * 5, "none"]),
+        # the result of the last is a result of the graph
+        ("roformer-feature-extraction", ["wide", "wide", "rounded"]),
+    ],
+)
+def test_a_sum_is_rounded_where_the_compiler_would_store_it_in_float32(
+    get_traced: Callable[[str], Traced], name: str, sums: list[str]
+) -> None:
+    model, _ = on_models.change_precision(get_traced(name).fused, "fp16")
+    lowered, _ = on_models.lower(model, "native")
+    made = {output: node for node in lowered.graph.node for output in node.output}
+    found = []
+    for norm in (node for node in lowered.graph.node if node.op_type == "LayerNormalization"):
+        before = made[norm.input[0]]
+        source = made[before.input[0]].op_type
+        found.append("wide" if before.op_type == "Add" else "none" if source == "Cast" else "rounded")
+    assert found == sums
+
+
+def test_biases_are_added_in_half_precision(masked_lm: Traced) -> None:
+    """In the product that they follow, then: a GELU's reads half the bytes, and no sum is stored in float32."""
+    model, _ = on_models.change_precision(masked_lm.fused, "fp16")
+    lowered, _ = on_models.lower(model, "native")
+    made = {output: node for node in lowered.graph.node for output in node.output}
+    vectors = {tensor.name: tensor.data_type for tensor in lowered.graph.initializer if len(tensor.dims) == 1}
+    added = [
+        vectors[name]
+        for node in lowered.graph.node
+        if node.op_type == "Add" and node.input[0] in made and made[node.input[0]].op_type == "MatMul"
+        for name in node.input
+        if name in vectors
+    ]
+    assert added.count(TensorProto.FLOAT16) == len(added) >= 2 * 4
+    assert not any(made[node.input[0]].op_type == "MatMul" for node in lowered.graph.node if node.op_type == "Gelu")
+
+
+def test_a_bias_that_half_precision_does_not_hold_stays(rewrite: Callable[..., ModelProto], run: Run) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    layer (float[batch, sequence, 2] x) => (float[batch, sequence, 2] y) <float[2] bias = {-70000.0, 1.0}>
+    { total = Add (x, bias)  y = Gelu (total) }
+    """
+    fused, reports = on_models.fuse(rewrite(text))
+    assert {report.name: report.count for report in reports}["fuse_bias_gelu"] == 1
+    lowered, _ = on_models.lower(on_models.change_precision(fused, "fp16")[0], "native")
+    found = run(lowered, {"x": np.array([[[71000.0 / 2, 0.0]]], np.float32)})["y"]
+    np.testing.assert_allclose(found, [[[0.0, 0.8413]]], atol=1e-3)
+    assert [tensor.data_type for tensor in lowered.graph.initializer] == [TensorProto.FLOAT]
+
+
+def test_the_token_that_a_pooler_reads_is_normalised_apart(get_traced: Callable[[str], Traced]) -> None:
+    """And what nothing else reads is not normalised at all."""
+    for name, norms in (
+        ("roberta-prelayernorm-feature-extraction", 2),
+        ("roberta-prelayernorm-text-classification", 1),
+    ):
+        fused = get_traced(name).fused
+        lowered, _ = on_models.lower(fused, "native")
+        last = [node for node in lowered.graph.node if node.op_type == "LayerNormalization"][-norms:]
+        made = {output: node.op_type for node in lowered.graph.node for output in node.output}
+        before = ["Gather", "Unsqueeze"] if norms == 2 else ["Gather"]
+        assert sorted(made[norm.input[0]] for norm in last) == before
+        assert len({norm.input[1] for norm in last}) == 1
+        assert not any(
+            node.op_type == "Gather" and "norm" in made[node.input[0]]
+            for node in lowered.graph.node
+            if node.input[0] in made
+        )
 
 
 def find(model: ModelProto, name: str) -> TensorProto | None:

@@ -55,6 +55,8 @@ class FakeGpu:
     def __init__(self, limit: int = 1 << 30) -> None:
         self.limit = limit
         self.device = 0
+        self.properties = SimpleNamespace(name="NVIDIA L4", major=8, minor=9)
+        self.clock = 0.0  # seconds that its engines have run
         self.memory: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, list[Operation]] = {}
@@ -186,6 +188,11 @@ class FakeRuntime(ModuleType):
     def cudaGetErrorString(self, status: CudaRuntimeError) -> Any:
         return OK, b"as described"
 
+    def cudaGetDeviceProperties(self, device: int) -> Any:
+        assert device == self.gpu.device
+        told = self.gpu.properties
+        return OK, SimpleNamespace(name=told.name.encode(), major=told.major, minor=told.minor)
+
     def cudaGetDevice(self) -> Any:
         return OK, self.gpu.device
 
@@ -266,6 +273,7 @@ RESULTS = {
     "cudaGetErrorName": 1,
     "cudaGetErrorString": 1,
     "cudaGetDevice": 1,
+    "cudaGetDeviceProperties": 1,
     "cudaMemGetInfo": 2,
     "cudaMalloc": 1,
     "cudaMallocHost": 1,
@@ -277,6 +285,7 @@ RESULTS = {
 ARGUMENTS = {
     "cudaGetErrorName": 1,
     "cudaGetErrorString": 1,
+    "cudaGetDeviceProperties": 1,
     "cudaSetDevice": 1,
     "cudaMalloc": 1,
     "cudaFree": 1,
@@ -373,6 +382,7 @@ class FakeTorch(ModuleType):
             init=lambda: self._may_fail("init"),
             device_count=lambda: self.count,
             current_device=lambda: self.gpu.device,
+            get_device_properties=self._properties,
             OutOfMemoryError=OutOfMemoryError,
             mem_get_info=lambda _device: (self.gpu.limit - self.gpu.used, self.gpu.limit),
             Stream=self._stream,
@@ -391,6 +401,11 @@ class FakeTorch(ModuleType):
     def _may_fail(self, name: str) -> None:
         if name in self.fails:
             raise self.fails[name]
+
+    def _properties(self, device: int) -> SimpleNamespace:
+        assert device == self.gpu.device
+        self._may_fail("properties")
+        return self.gpu.properties
 
     def _stream(self, *, device: int) -> Any:
         assert device == self.gpu.device
@@ -499,6 +514,7 @@ class FakeModel:
     most: tuple[int, int, int] = (4, 16, 16)
     more: tuple[tuple[tuple[int, int, int], tuple[int, int, int]], ...] = ()  # profiles after the first
     scratch: int = 64
+    seconds: float = 0.0  # that a run takes, by the GPU's clock
     location: TensorLocation = TensorLocation.DEVICE
     unknown: bool = False
 
@@ -616,6 +632,7 @@ class FakeContext:
                     at(name)[...] = array.view(np.uint32) >> 16
                 else:
                     at(name)[...] = array
+            gpu.clock += self.model.seconds
             gpu.done.append("execute")
 
         gpu.put(stream_handle, work)

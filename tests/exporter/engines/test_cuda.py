@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from exporter.engines import cuda as module
-from exporter.engines.cuda import BindingsCuda, Cuda, TorchCuda, find_cuda, why_no_cuda
+from exporter.engines.cuda import BindingsCuda, Cuda, Gpu, TorchCuda, find_cuda, find_gpu, why_no_cuda
 from exporter.errors import RotaryPressError, UnavailableError
 from tests.exporter.engines.fake_cuda import ARGUMENTS, RESULTS, CudaRuntimeError, FakeGpu, FakeRuntime, FakeTorch
 
@@ -148,6 +148,7 @@ def test_the_gpu_is_that_of_the_thread_for_a_while(make: Callable[[FakeGpu], Cud
     ("name", "use"),
     [
         ("cudaGetDevice", lambda cuda: cuda.current().__enter__()),
+        ("cudaGetDeviceProperties", lambda cuda: cuda.describe()),
         ("cudaMalloc", lambda cuda: cuda.allocate(1)),
         ("cudaMallocHost", lambda cuda: cuda.pin(1)),
         ("cudaFree", lambda cuda: cuda.free(cuda.allocate(1))),
@@ -197,6 +198,7 @@ def test_pinned_memory_that_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "use"),
     [
+        ("properties", lambda cuda: cuda.describe()),
         ("empty", lambda cuda: cuda.allocate(1)),
         ("begin", lambda cuda: cuda.capture(lambda: None)),
         ("end", lambda cuda: cuda.capture(lambda: None)),
@@ -223,6 +225,18 @@ def test_cuda_bindings_are_preferred(install: Install) -> None:
 def test_everyone_has_a_stream_of_their_own(install: Install) -> None:
     install(FakeRuntime())
     assert find_cuda().stream != find_cuda().stream
+
+
+@pytest.mark.parametrize("through", ["cuda-bindings", "torch"])
+def test_the_gpu_is_told_by_name_and_architecture(through: str, install: Install) -> None:
+    runtime, torch = FakeRuntime(), FakeTorch()
+    install(*((runtime,) if through == "cuda-bindings" else (None, torch)))
+    assert find_gpu() == Gpu("NVIDIA L4", 89)
+    assert runtime.gpu.is_clean
+    assert torch.gpu.is_clean
+    install()
+    with pytest.raises(UnavailableError, match="No GPU can be used here: nothing to reach a GPU with"):
+        find_gpu()
 
 
 def runtime(status: CudaRuntimeError | None = None, *, driver: int = 13000, count: int = 1) -> FakeRuntime:

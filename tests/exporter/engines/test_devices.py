@@ -19,9 +19,11 @@ from exporter.engines.devices import (
     Versions,
     capabilities,
     check,
+    check_memory,
     choose_lowering,
     find_device,
 )
+from exporter.engines.schedule import Kernel, KernelTensor, Schedule
 from exporter.errors import UserError
 from graph_passes.pipeline import LOWERINGS, PRECISIONS
 from plugins.compile import TARGETS
@@ -138,11 +140,8 @@ def test_zeros_at_the_end_of_a_version_say_nothing(
 
 
 @pytest.mark.parametrize(("device", "product", "version"), pairs())
-@pytest.mark.parametrize("has_gpu", [False, True])
-def test_what_is_offered_builds_from_standard_ops(
-    device: Device, product: Product, version: Version, has_gpu: bool
-) -> None:
-    choice = choose_lowering(product, version, device, "fp16", has_gpu=has_gpu)
+def test_what_is_offered_builds_from_standard_ops(device: Device, product: Product, version: Version) -> None:
+    choice = choose_lowering(product, version, device, "fp16")
     assert choice.lowering == "native"
     assert choice.lowering in LOWERINGS
     check(device, product, version, "fp16", choice.lowering)
@@ -156,16 +155,15 @@ def test_tensorrt_builds_every_precision_of_ours(device: Device, precision: str)
 
 
 @pytest.mark.parametrize(
-    ("product", "version", "name", "has_gpu", "reason"),
+    ("product", "version", "name", "reason"),
     [
-        ("tensorrt-rtx", (1, 7, 1), "rtx-4090", True, "TensorRT-RTX 1.7.1 has no plugins"),
-        ("tensorrt", (10, 3), "jetson-orin-jetpack6", True, "takes compiled plugins from 10.9 on alone"),
-        ("tensorrt", (10, 9), "h200", False, "not measured: measure both on the device with --lowering fastest"),
-        ("tensorrt", (11, 4, 1), "h200", True, "not measured: --lowering fastest measures both here"),
+        ("tensorrt-rtx", (1, 7, 1), "rtx-4090", "TensorRT-RTX 1.7.1 has no plugins"),
+        ("tensorrt", (10, 3), "jetson-orin-jetpack6", "takes compiled plugins from 10.9 on alone"),
+        ("tensorrt", (10, 9), "h200", "not measured: --lowering fastest does that on the device"),
     ],
 )
-def test_the_choice_is_explained(product: Product, version: Version, name: str, has_gpu: bool, reason: str) -> None:
-    assert reason in choose_lowering(product, version, DEVICES[name], "fp16", has_gpu=has_gpu).reason
+def test_the_choice_is_explained(product: Product, version: Version, name: str, reason: str) -> None:
+    assert reason in choose_lowering(product, version, DEVICES[name], "fp16").reason
 
 
 @pytest.mark.parametrize(
@@ -274,3 +272,51 @@ def test_an_unknown_device_is_guessed(name: str, guess: str) -> None:
 def test_an_unknown_device_that_is_like_none(name: str) -> None:
     with pytest.raises(UserError, match=f"^Unknown device {name!r}. Expected one of {', '.join(DEVICES)}.$"):
         find_device(name)
+
+
+def kernel(name: str, inputs: list[int], outputs: list[int], constants: dict[str, list[int]]) -> Kernel:
+    """One kernel of a float16 engine: bytes of what it reads and writes, shapes of its weights, of which it moves 2."""
+
+    def tensor(name: str, moved: int, shape: list[int] | None = None) -> KernelTensor:
+        return KernelTensor(name=name, dtype="float16", format="", shape=shape, bytes=moved)
+
+    return Kernel(
+        name=name,
+        type="kgen",
+        part="",
+        nodes=[],
+        inputs=[tensor("in", moved) for moved in inputs],
+        constants=[tensor(name, 2, shape) for name, shape in constants.items()],
+        outputs=[tensor("out", moved) for moved in outputs],
+        products=[],
+        stream=0,
+    )
+
+
+# 128 bytes of weights, "table" among them but once, and 100 bytes for the second kernel.
+KERNELS = Schedule(
+    kernels=[
+        kernel("a", [10], [20], {"table": [10, 4]}),
+        kernel("b", [60], [30, 10], {"table": [10, 4], "weight": [6, 4]}),
+    ],
+    steps=[],
+    unsized=[],
+    uncounted=[],
+)
+
+
+def test_an_engine_needs_its_weights_and_its_largest_kernel() -> None:
+    check_memory(128 + 100, KERNELS, {})
+    with pytest.raises(UserError, match="The engine needs at least"):
+        check_memory(128 + 99, KERNELS, {})
+
+
+def test_too_little_memory_is_told_with_what_there_is() -> None:
+    large = KERNELS.model_copy(update={"kernels": [kernel("a", [3 * 2**30], [2**29], {"table": [2**18, 2]})]})
+    with pytest.raises(UserError) as caught:
+        check_memory(3 * 2**29, large, {"batch": 8, "sequence": 512, "past + sequence": 512})
+    assert str(caught.value) == (
+        "The engine needs at least 3.5 GiB of memory at batch 8, sequence 512: 1.0 MiB for its weights and 3.5 GiB for "
+        "its largest kernel; the device has 1.5 GiB. Give axes smaller maxima with --profile, or name a --device with "
+        "more memory."
+    )

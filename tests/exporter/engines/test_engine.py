@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from exporter.engines import ENGINES, Engine, Runner, get_engine
+from exporter.engines import ENGINES, BuildOptions, Engine, Runner, get_engine
 from exporter.errors import UserError
 from graph_passes.pipeline import LOWERINGS
 
@@ -32,3 +32,8 @@ def test_an_unknown_target(target: str) -> None:
 def test_a_target_must_implement_everything(interface: type, methods: set[str]) -> None:
     assert inspect.isabstract(interface)
     assert {name for name, value in vars(interface).items() if getattr(value, "__isabstractmethod__", False)} == methods
+
+
+def test_what_the_model_and_the_device_have_is_not_asked_of_a_builder() -> None:
+    assert BuildOptions(max_tokens=8, memory_bytes=2**30).asked() == []
+    assert BuildOptions(memory_bytes=2**30, workspace_mb=64, sms=(89,)).asked() == ["sms", "workspace_mb"]

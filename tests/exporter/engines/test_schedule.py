@@ -278,16 +278,24 @@ def test_every_kernel_of_our_graphs_has_a_part(family: str, precision: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eight_kernels_to_a_layer_in_half_precision(family: str, sm: int) -> None:
     schedule = schedule_of(family, "fp16", sm)
-    assert schedule.kernels_per_layer == {0: 8, 1: 9}  # the last norm, whose result is float32, is two
+    last = {"roformer": 8, "roberta-prelayernorm": 9}[family]  # the token for the pooler is normalised apart
+    assert schedule.kernels_per_layer == {0: 8, 1: last}
     assert [step.type for step in schedule.steps] == ["shape_call"]
     assert schedule.waits == 0
 
 
 @pytest.mark.parametrize(
-    ("family", "kernels"), [("roformer", {0: 14, 1: 14}), ("roberta-prelayernorm", {0: 14, 1: 15})]
+    ("family", "kernels"), [("roformer", {0: 14, 1: 14}), ("roberta-prelayernorm", {0: 14, 1: 16})]
 )
 def test_kernels_to_a_layer_in_single_precision(family: str, kernels: dict[int, int]) -> None:
     assert schedule_of(family, "fp32").kernels_per_layer == kernels
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_graphs_take_fewer_kernels_that_move_fewer_bytes(family: str) -> None:
+    plain, ours = schedule_of(family, "plain"), schedule_of(family, "fp32")
+    assert len(ours.kernels) < len(plain.kernels)
+    assert ours.bytes_read + ours.bytes_written < plain.bytes_read + plain.bytes_written
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -379,7 +387,7 @@ def test_an_unknown_dtype_is_kept_and_its_bytes_are_said_to_be_missing() -> None
     assert {"x", "y"} <= set(schedule.unsized)
 
 
-@pytest.mark.parametrize("kind", ["wait", "signal", "ShapeHostToDevice", "shape_call"])
+@pytest.mark.parametrize("kind", ["wait", "signal", "ShapeHostToDevice", "shape_call", "allocate", "deallocate"])
 def test_what_is_no_kernel_is_listed_apart(kind: str) -> None:
     line = f"Name: between, LayerType: {kind}, Inputs: [], Outputs: [], TacticName: , StreamId: 1, Metadata: "
     schedule = read_schedule(edited(lambda text: text.replace("Layers:\n", f"Layers:\n{line}\n")))

@@ -11,6 +11,7 @@ import pytest
 
 from exporter.engines import BuildOptions, get_engine
 from exporter.engines.tensorrt import TensorRT
+from exporter.engines.tensorrt_base import parse
 from exporter.errors import UnavailableError, UserError
 from tests.with_tensorrt import run_with_tensorrt
 
@@ -21,12 +22,14 @@ from exporter.engines.tensorrt import TensorRT
 from exporter.engines.tensorrt_base import _log, _monitor
 
 told = []
-log, monitor = _log(trt), _monitor(trt, told.append)
+log, monitor = _log(trt), _monitor(trt, lambda *of: told.append(of))
 log.log(trt.ILogger.Severity.WARNING, "careful")
 log.log(trt.ILogger.Severity.INTERNAL_ERROR, "broken")
 monitor.phase_start("Building", None, 2)
 monitor.phase_start("Thinking", "Building", 1)
 going_on = monitor.step_complete("Thinking", 0)
+monitor.phase_finish("Thinking")
+monitor.step_complete("Building", 0)
 monitor.is_cancelled = True
 names = {
     "IBuilderConfig": dir(trt.IBuilderConfig),
@@ -113,7 +116,8 @@ def test_without_a_gpu_it_is_not_usable_and_says_so(inside: dict[str, Any]) -> N
 
 def test_its_logger_and_its_progress_monitor_are_derived_from(inside: dict[str, Any]) -> None:
     assert (inside["warnings"], inside["errors"]) == (["careful"], ["broken"])
-    assert inside["told"] == ["building: thinking"]
+    assert {stage for stage, _ in inside["told"]} == {"building"}
+    assert [done for _, done in inside["told"]] == [0, 0, 0.25, 0.25, 0.5, 0.5]
     assert inside["going_on"] == [True, False]
 
 
@@ -185,3 +189,15 @@ def test_a_release_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("exporter.engines.tensorrt_base.import_module", lambda _name: module)
     with pytest.raises(UnavailableError, match=r"tensorrt 8.6.1 is too old: 10.3 is the first that will do"):
         TensorRT().build(tmp_path / "m.onnx", tmp_path / "m.engine")
+
+
+@pytest.mark.parametrize(
+    "said", ["std::bad_alloc", "Error Code 1: Cuda Runtime (out of memory)", "OutOfMemory (5 bytes)"]
+)
+def test_a_parser_that_runs_out_of_memory_is_told_so(said: str, tmp_path: Path) -> None:
+    """Seen with TensorRT-RTX: it names no node, and the graph is not to be read once more."""
+    error = SimpleNamespace(node_name=str, node_operator=str, desc=lambda: said)
+    parser = SimpleNamespace(parse_from_file=lambda _path: False, num_errors=1, get_error=lambda _index: error)
+    module = SimpleNamespace(__name__="tensorrt", __version__="11.4.0", OnnxParser=lambda _network, _log: parser)
+    with pytest.raises(UserError, match=r"^tensorrt 11.4.0 ran out of memory while reading m.onnx \(.*--workspace-mb"):
+        parse(module, None, tmp_path / "m.onnx", None)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import helper
 from typer.testing import CliRunner
 
 from exporter.cli import app
 from exporter.engines import BuildOptions, Range, get_engine, tensorrt_base
-from exporter.engines.tensorrt_base import BuildRecord, TensorRTBase, profiles_of, read_record
+from exporter.engines.tensorrt_base import BuildRecord, Phases, TensorRTBase, profiles_of, read_record
 from exporter.engines.tensorrt_rtx import TensorRTRTX
 from exporter.errors import BundleError, CompileError, UnavailableError, UserError
 from exporter.files import sha256
@@ -67,9 +73,13 @@ def test_every_task_is_built(
     axes = {axis for spec in trace_model(name).interface.inputs for axis in spec.axes if isinstance(axis, str)}
     assert all(set(ranges) == axes for ranges in record.profiles)
     assert len(record.profiles) == (2 if "past" in axes else 1)
-    assert record.schedule is not None
-    assert len(record.schedule.kernels) > 5
-    assert not record.schedule.waits
+    assert len(record.schedules) == len(record.profiles)
+    assert all(len(schedule.kernels) > 5 for schedule in record.schedules)
+    assert not any(schedule.waits for schedule in record.schedules)
+    products = [{product.node for product in schedule.products} for schedule in record.schedules]
+    assert all(of == products[0] for of in products), "each profile computes the whole model"
+    names = [kernel.name for schedule in record.schedules for kernel in schedule.kernels]
+    assert len(set(names)) == len(names), "with kernels of its own"
     get_engine("tensorrt-rtx").check(destination)  # type: ignore[attr-defined]
 
 
@@ -211,12 +221,12 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(
 def test_a_log_that_cannot_be_read_does_not_fail_the_build(
     fused: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_log: list[str], *, sizes: object) -> None:
+    def refuse(_log: list[str], *, sizes: object, profile: int) -> None:
         raise CompileError("the log has another form")
 
     monkeypatch.setattr("exporter.engines.tensorrt_rtx.read_schedule", refuse)
     record = build(fused("roformer-text-classification"), tmp_path / "out.engine")
-    assert record.schedule is None
+    assert record.schedules == []
     assert record.warnings[-1] == "the log has another form"
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "out.engine")])
     assert result.exit_code == 0, result.output
@@ -226,10 +236,187 @@ def test_a_log_that_cannot_be_read_does_not_fail_the_build(
 def test_progress_is_told(fused: Callable[[str], Any], tmp_path: Path) -> None:
     lowered, _ = pipeline.lower(fused("roformer-text-classification"), "native")
     save_onnx(lowered, tmp_path / "m.onnx")
+    told: list[tuple[str, float | None]] = []
+    TensorRTRTX().build(tmp_path / "m.onnx", tmp_path / "m.engine", OPTIONS, lambda *of: told.append(of))
+    assert {stage for stage, _ in told} == {"building engine"}
+    shares = [done for _, done in told if done is not None]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1], len(told)) == (0, 1, len(shares))
+    assert len(set(shares)) > 20, "steps within steps count"
+
+
+def test_progress_that_fails_stops_the_build_and_is_raised(fused: Callable[[str], Any], tmp_path: Path) -> None:
+    """Raised into the builder, it would abort the process."""
+    lowered, _ = pipeline.lower(fused("roformer-text-classification"), "native")
+    save_onnx(lowered, tmp_path / "m.onnx")
     told: list[str] = []
-    TensorRTRTX().build(tmp_path / "m.onnx", tmp_path / "m.engine", OPTIONS, told.append)
-    assert len(told) >= 2
-    assert all(line.startswith("building engine: ") for line in told)
+
+    def fail(stage: str, _done: float | None = None) -> None:
+        told.append(stage)
+        raise BrokenPipeError("nobody listens")
+
+    with pytest.raises(BrokenPipeError, match="nobody listens"):
+        TensorRTRTX().build(tmp_path / "m.onnx", tmp_path / "m.engine", OPTIONS, fail)
+    assert len(told) < 20, "the builder is told to stop"
+    assert not list(tmp_path.glob("m.engine*"))
+
+
+def test_a_phase_takes_half_of_what_is_left_of_a_step() -> None:
+    phases = Phases()
+    shares = []
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: phases.start("whole", None, 2),
+        lambda: phases.start("first", "whole", 4),
+        lambda: phases.step("first", 0),
+        lambda: phases.step("first", 3),
+        lambda: phases.finish("first"),
+        lambda: phases.start("second", "whole", 1),
+        lambda: phases.start("deep", "second", 0),
+        lambda: phases.finish("deep"),
+        lambda: phases.step("whole", 0),
+        lambda: phases.finish("second"),
+        lambda: phases.finish("whole"),
+        lambda: phases.start("next", None, 1),
+    )
+    for change in changes:
+        change()
+        shares.append(phases.done)
+    assert shares == [0, 0, 0.0625, 0.25, 0.25, 0.25, 0.25, 0.3125, 0.5, 0.5, 1, 0]
+
+
+names = st.sampled_from("abcd")
+steps = st.integers(-1, 5)
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("start"), names, st.one_of(names, st.just("root")), steps),
+        st.tuples(st.just("step"), st.one_of(names, st.just("root")), steps),
+        st.tuples(st.just("finish"), names),
+    )
+)
+
+
+@given(EVENTS)
+def test_whatever_a_builder_says_the_share_goes_up_alone(events: list[tuple[Any, ...]]) -> None:
+    phases = Phases()
+    phases.start("root", None, 3)
+    shares = [phases.done]
+    for what, *of in events:
+        getattr(phases, what)(*of)
+        shares.append(phases.done)
+    phases.finish("root")
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= shares[-1] <= phases.done == 1
+
+
+# Runs the command line with `headroom` MiB of address space left for the build.
+LIMITED = """
+import resource, sys
+from exporter import building
+from exporter.cli import main
+from exporter.engines.tensorrt_rtx import TensorRTRTX
+
+headroom, *sys.argv[1:] = sys.argv[1:]
+TensorRTRTX().trt
+build = TensorRTRTX.build
+
+def limited(*arguments):
+    with open("/proc/self/statm") as stream:
+        used = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (int(headroom) << 20),) * 2)
+    build(*arguments)
+
+TensorRTRTX.build = limited
+main()
+"""
+
+
+def test_too_little_memory_for_the_build_is_one_message(tmp_path: Path) -> None:
+    """Without the first look at what there is, TensorRT-RTX 1.7.1 ends the process at the lower limit."""
+    onnx.save(model_of(helper.make_node("Neg", ["x"], ["y"])), tmp_path / "m.onnx")
+    arguments = [
+        "build",
+        str(tmp_path / "m.onnx"),
+        str(tmp_path / "m.engine"),
+        "--target",
+        "tensorrt-rtx",
+        "--sm",
+        "89",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "50", *arguments], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2, done.stderr
+    *before, last = done.stderr.splitlines()
+    assert last.startswith("error: tensorrt_rtx ")
+    assert "ran out of memory while building" in last
+    assert "Cannot allocate memory" in last
+    assert not [line for line in before if "Traceback" in line or "error" in line.lower()]
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+OUT_OF_MEMORY = "Error Code 2: OutOfMemory (Requested size was 496137727 bytes.)"  # by TensorRT-RTX 1.7.1
+
+
+@pytest.mark.parametrize("is_raised", [True, False])
+def test_a_builder_that_runs_out_of_memory_is_told_so(is_raised: bool) -> None:
+    """Whether it raises, in a thread where nobody hears of it, or tells and gives nothing."""
+    trt = TensorRTRTX().trt
+    log = tensorrt_base._log(trt)
+
+    def fail(*_arguments: object) -> None:
+        if is_raised:
+            raise MemoryError("std::bad_alloc")
+        log.log(trt.ILogger.Severity.ERROR, OUT_OF_MEMORY)
+        log.log(trt.ILogger.Severity.ERROR, "no engine")
+
+    said = re.escape("MemoryError('std::bad_alloc')" if is_raised else OUT_OF_MEMORY.rstrip("."))
+    with pytest.raises(UserError, match=rf"ran out of memory while building \({said}\): give axes smaller maxima"):
+        tensorrt_base._built(
+            trt, SimpleNamespace(build_serialized_network=fail), None, SimpleNamespace(), log, lambda *_of: None
+        )
+
+
+@pytest.mark.parametrize("profiles", [1, 2])
+def test_what_is_held_against_the_memory_is_less_than_the_builder_takes(
+    fused: Callable[[str], Any], profiles: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one profile and of two: the builder tells what it takes for weights once, and for the rest by profile."""
+    told: list[str] = []
+    schedules = TensorRTRTX.schedules
+
+    def listen(self: TensorRTRTX, log: list[str], sizes: Any) -> Any:
+        told[:] = log
+        return schedules(self, log, sizes)
+
+    monkeypatch.setattr(TensorRTRTX, "schedules", listen)
+    batches = Range(min=1, opt=1, max=2048), Range(min=1, opt=1, max=16)
+    wide = OPTIONS.model_copy(update={"profiles": tuple({"batch": of} for of in batches[:profiles])})
+    graph = fused("roformer-text-classification")
+    build(graph, tmp_path / "out.engine", wide)
+    text = "\n".join(told)
+    taken = [int(found) for found in re.findall(r"Total Activation Memory: (\d+) bytes", text)]
+    weights = [int(found) for found in re.findall(r"Total Weights Memory: (\d+) bytes", text)]
+    assert (len(taken), len(weights)) == (profiles, 1)
+    whole = max(taken) + weights[0]
+    build(graph, tmp_path / "out.engine", wide.model_copy(update={"memory_bytes": whole}))
+    with pytest.raises(UserError, match="The engine needs at least"):
+        build(graph, tmp_path / "less.engine", wide.model_copy(update={"memory_bytes": whole // 2}))
+    assert not list(tmp_path.glob("less.engine*"))
+
+
+def test_a_profile_that_is_too_large_for_the_device_is_refused(tmp_path: Path) -> None:
+    """Memory is given to such tensors when the engine runs, so that the builder itself does not count them."""
+    from exporter import build as build_engine
+
+    source = Path(__file__).parents[2] / "golden" / "optimum-roformer-feature-extraction.onnx"
+    ranges = {"batch_size": Range(min=1, opt=1, max=100_000), "sequence_length": Range(min=1, opt=128, max=512)}
+    options = BuildOptions(profiles=(ranges,))
+    with pytest.raises(
+        UserError, match=r"at batch_size 100000, sequence_length 512: .* the device has 24\.0 GiB"
+    ) as caught:
+        build_engine(source, tmp_path / "m.engine", target="tensorrt-rtx", device="rtx-4090", options=options)
+    assert 700 < float(str(caught.value).split()[5]) < 900, "one layer's scores and their softmax: 781 GiB"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_module_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -270,6 +457,9 @@ def test_profiles_that_are_asked_for() -> None:
     assert [ranges["sequence"] for ranges in found] == ["1:8:16", "1:1:1"]
     with pytest.raises(UserError, match=r"allows 16 tokens, past ones included, but the model has 15 positions"):
         profiles_of(("batch", "sequence"), options.model_copy(update={"max_tokens": 15}))
+    longest = {"past": Range(min=0, opt=0, max=2**30), "sequence": Range(min=1, opt=1, max=2**30)}
+    with pytest.raises(UserError, match=r"allows 2147483648 for the axis past \+ sequence, .* 2147483647 at most: ask"):
+        profiles_of(("past + sequence",), BuildOptions(profiles=(longest,)))
     with pytest.raises(UserError, match=r"how large the axis pixels may be: give it as --profile pixels=MIN:OPT:MAX"):
         profiles_of(("pixels",), BuildOptions())
     with pytest.raises(UserError, match=r"The graph has no axis sequence; it has batch"):

@@ -107,6 +107,15 @@ def test_an_empty_cache_has_an_address_and_no_copy(make: Callable[[FakeGpu], Cud
     assert bench.check(2, 3, 1).count("upload") == 3
 
 
+@each_trt
+def test_the_engine_can_be_looked_into(is_native: bool) -> None:
+    bench = Bench(is_native=is_native)
+    with bench.runner.opened() as (engine, context):
+        assert engine.get_tensor_name(0) in inputs_of(1, 1, 1)
+        assert context.set_input_shape(engine.get_tensor_name(0), (2, 3))
+    bench.check(2, 3, 4)
+
+
 def test_memory_is_kept_and_only_grows() -> None:
     bench = Bench(graphs=0)
     assert sum(line.startswith(("allocate", "pin")) for line in bench.check(2, 8, 0)) == 10
