@@ -446,7 +446,7 @@ def check_memory(memory_bytes: int, schedule: Schedule, maxima: Mapping[str, int
     sets = (sum(tensor.bytes for tensor in (*kernel.inputs, *kernel.outputs)) for kernel in schedule.kernels)
     largest = max(sets, default=0)
     if weights + largest > memory_bytes:
-        told = ", ".join(f"{axis} {size}" for axis, size in maxima.items() if " + " not in axis)
+        told = ", ".join(f"{axis} {size}" for axis, size in maxima.items())
         raise UserError(
             f"The engine needs at least {_told(weights + largest)} of memory{' at ' if told else ''}{told}: "
             f"{_told(weights)} for its weights and {_told(largest)} for its largest kernel; the device has "

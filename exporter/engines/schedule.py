@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import cycle, permutations
 from typing import Literal, NamedTuple
 
@@ -279,7 +279,14 @@ class Comparison(BaseModel):
     waits: tuple[int, int]
 
 
-def read_schedule(log_lines: Iterable[str], *, sizes: Mapping[str, int] | None = None, profile: int = 0) -> Schedule:
+def read_schedule(
+    log_lines: Iterable[str],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    profile: int = 0,
+    bound: Literal["opt", "max"] = "opt",
+    fixed: Collection[str] = (),
+) -> Schedule:
     """Reads the kernels of an engine, those of one of its profiles, from the log of its build.
 
     Args:
@@ -288,11 +295,13 @@ def read_schedule(log_lines: Iterable[str], *, sizes: Mapping[str, int] | None =
         sizes: The optimum of the profile by the names of the axes that vary: ``{"batch": 1, "sequence": 128}``. The
             axis ``past + sequence`` follows from its terms.
         profile: Its number; each has kernels of its own.
+        bound: Whether ``sizes`` are the optimum or the maximum; the log has the shapes of the inputs at both.
+        fixed: The axes that have one size in this profile: to its kernels they do not vary.
 
     Raises:
         CompileError: If the log has no detailed list of kernels, it has another form, or a size is missing.
     """
-    log = _read_log(log_lines, sizes or {}, profile)
+    log = _read_log(log_lines, sizes or {}, profile, bound, fixed)
     ranks, layers = _parts(log)
     doers = _kernels_of_products(log)
     shapes = _shapes(log, doers)
@@ -452,7 +461,9 @@ class Log(NamedTuple):
     inputs: dict[str, View]
 
 
-def _read_log(log_lines: Iterable[str], sizes: Mapping[str, int], profile: int) -> Log:
+def _read_log(
+    log_lines: Iterable[str], sizes: Mapping[str, int], profile: int, bound: str, fixed: Collection[str]
+) -> Log:
     listed = ""
     drawn: list[str] = []
     graph: dict[str, Parsed] = {}
@@ -481,24 +492,26 @@ def _read_log(log_lines: Iterable[str], sizes: Mapping[str, int], profile: int) 
             "VERBOSE; TensorRT-RTX 1.7 writes it."
         )
     lines, _, rest = listed.partition("\n\n")
-    inputs = {
-        name: tuple(int(size) for size in shape.split(",") if size)
-        for name, shape in re.findall(r" Name: (.+?), IOMode: Input,.*?OptShape: \[([\d,]*)\]", rest)
-    }
+    inputs: dict[str, View] = {}
+    for name, profiles in re.findall(r" Name: (.+?), IOMode: Input,(.*)", rest):
+        if shapes := re.findall(rf"{bound.capitalize()}Shape: \[([\d,]*)\]", profiles):
+            inputs[name] = tuple(int(size) for size in shapes[profile].split(",") if size)
     layers = [_layer(line) for line in _of_profile(lines.split("\n")[1:], profile) if line]
-    return Log(layers, list(_nodes(drawn, owners, sizes)), graph, inputs)
+    return Log(layers, list(_nodes(drawn, owners, sizes, fixed)), graph, inputs)
 
 
 def _of_profile(lines: list[str], profile: int) -> list[str]:
     """The layers of a profile. Those of one are numbered alike, and all but the first profile's name it here and there.
 
-    ``Name: __myl_Fc_myl3_8, …`` belongs to profile 1 if any layer of ``myl3`` has ``[profile 1]`` in it.
+    ``Name: __myl_Fc_myl3_8, …`` belongs to profile 1 if any layer of ``myl3`` has a tensor ``… [profile 1]``, which is
+    left out of the names: nodes and inputs of the model are called the same in every profile.
     """
     found = [(re.match(r"Name: .*?(_myl\d+)_\d+, LayerType: ", line), line) for line in lines]
     groups = [(match.group(1) if match else line, line) for match, line in found]
     named = [(group, re.search(r" \[profile (\d+)\]", line)) for group, line in groups]
     profiles = {group: int(match.group(1)) for group, match in named if match}
-    return [line for group, line in groups if profiles.get(group, 0) == profile]
+    own = [line for group, line in groups if profiles.get(group, 0) == profile]
+    return [line.replace(f" [profile {profile}]", "") for line in own]
 
 
 def _layer(line: str) -> Layer:
@@ -539,7 +552,9 @@ def _uses(line: str, of: str) -> Iterator[Use]:
         yield Use(name, tuple(int(axis) for axis in axes.split(",") if axis), DTYPES.get(dtype, dtype), order)
 
 
-def _nodes(drawn: list[str], owners: Mapping[str, str], sizes: Mapping[str, int]) -> Iterator[Node]:
+def _nodes(
+    drawn: list[str], owners: Mapping[str, str], sizes: Mapping[str, int], fixed: Collection[str]
+) -> Iterator[Node]:
     """The nodes of the passage that lists each with its shapes, an axis to a line: its range, a tab, its formula."""
     found: list[tuple[str, str, dict[str, list[list[str]]]]] = []
     axes: list[str] = []
@@ -554,6 +569,7 @@ def _nodes(drawn: list[str], owners: Mapping[str, str], sizes: Mapping[str, int]
         elif found:
             found[-1][2][message.split()[0]].append(axes)
     probes = dict(zip((name for name in sizes if " + " not in name), cycle(PRIMES), strict=False))
+    probes |= {name: sizes[name] for name in fixed if name in probes}
     for node_type, name, shapes in found:
         inputs, outputs = ([_shape(shape, sizes, probes) for shape in shapes[side]] for side in ("Input", "Output"))
         if node_type == "ATTENTION_INPUT" and all(inputs[:3]):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -182,7 +182,7 @@ class TensorRTBase(Engine):
         warnings, schedules = log.at(trt.ILogger.Severity.WARNING), []
         lines = [line for _, line in log.lines]
         try:
-            schedules = self.schedules(lines, [{axis: of.opt for axis, of in ranges.items()} for ranges in profiles])
+            schedules = self.schedules(lines, profiles, "opt")
             self._check_memory(lines, profiles, options)
         except CompileError as error:  # the engine is built: that another release words its log anew is no harm to it
             warnings.append(str(error))
@@ -221,17 +221,22 @@ class TensorRTBase(Engine):
     def after(self, config: Any, options: BuildOptions) -> None:
         """Keeps what a build leaves behind."""
 
-    def schedules(self, log: list[str], sizes: Sequence[Mapping[str, int]]) -> list[Schedule]:  # noqa: ARG002
-        """The kernels of the engine that was built, where its builder tells them, for each profile at such sizes."""
+    def schedules(
+        self,
+        log: list[str],  # noqa: ARG002
+        profiles: Sequence[Mapping[str, Range]],  # noqa: ARG002
+        bound: Literal["opt", "max"],  # noqa: ARG002
+    ) -> list[Schedule]:
+        """The kernels of the engine that was built, by profile; nothing where its builder does not tell them."""
         return []
 
     def _check_memory(self, log: list[str], profiles: Sequence[Mapping[str, Range]], options: BuildOptions) -> None:
         """Refuses an engine that takes more memory than the device has, where its builder tells its kernels."""
         if options.memory_bytes is None:
             return
-        maxima = [{axis: of.max for axis, of in ranges.items()} for ranges in profiles]
-        for schedule, sizes in zip(self.schedules(log, maxima), maxima, strict=False):
-            devices.check_memory(options.memory_bytes, schedule, sizes)
+        for schedule, ranges in zip(self.schedules(log, profiles, "max"), profiles, strict=False):
+            maxima = {axis: of.max for axis, of in ranges.items() if SUM not in axis}
+            devices.check_memory(options.memory_bytes, schedule, maxima)
 
     def load(self, path: Path, *, threads: int | None = None) -> TensorRTRunner:  # noqa: ARG002
         """Opens an engine on the GPU. ``threads`` means nothing there."""

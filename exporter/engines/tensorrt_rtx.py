@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from exporter.engines.engine import BuildOptions
+from exporter.engines.engine import BuildOptions, Range
 from exporter.engines.schedule import Schedule, read_schedule
 from exporter.engines.tensorrt_base import TensorRTBase
 from exporter.errors import BundleError, UserError
@@ -50,9 +50,20 @@ class TensorRTRTX(TensorRTBase):
             for index, sm in enumerate(options.sms):
                 config.set_compute_capability(known[sm], index)
 
-    def schedules(self, log: list[str], sizes: Sequence[Mapping[str, int]]) -> list[Schedule]:
+    def schedules(
+        self, log: list[str], profiles: Sequence[Mapping[str, Range]], bound: Literal["opt", "max"]
+    ) -> list[Schedule]:
         """The builder lists its kernels in its log."""
-        return [read_schedule(log, sizes=of, profile=number) for number, of in enumerate(sizes)]
+        return [
+            read_schedule(
+                log,
+                sizes={axis: getattr(of, bound) for axis, of in ranges.items()},
+                profile=number,
+                bound=bound,
+                fixed=[axis for axis, of in ranges.items() if of.min == of.max],
+            )
+            for number, ranges in enumerate(profiles)
+        ]
 
     def check_header(self, path: Path, plan: bytes) -> None:
         """The runtime judges the first bytes; without a GPU it says no more than whether they are damaged."""

@@ -80,6 +80,8 @@ def test_every_task_is_built(
     assert all(of == products[0] for of in products), "each profile computes the whole model"
     names = [kernel.name for schedule in record.schedules for kernel in schedule.kernels]
     assert len(set(names)) == len(names), "with kernels of its own"
+    unsized = [name for schedule in record.schedules for name in schedule.unsized]
+    assert all("_myl" in name for name in unsized), "the model's own inputs and outputs are sized, caches too"
     get_engine("tensorrt-rtx").check(destination)  # type: ignore[attr-defined]
 
 
@@ -221,7 +223,7 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(
 def test_a_log_that_cannot_be_read_does_not_fail_the_build(
     fused: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_log: list[str], *, sizes: object, profile: int) -> None:
+    def refuse(_log: list[str], **_of: object) -> None:
         raise CompileError("the log has another form")
 
     monkeypatch.setattr("exporter.engines.tensorrt_rtx.read_schedule", refuse)
@@ -384,9 +386,9 @@ def test_what_is_held_against_the_memory_is_less_than_the_builder_takes(
     told: list[str] = []
     schedules = TensorRTRTX.schedules
 
-    def listen(self: TensorRTRTX, log: list[str], sizes: Any) -> Any:
+    def listen(self: TensorRTRTX, log: list[str], profiles: Any, bound: Any) -> Any:
         told[:] = log
-        return schedules(self, log, sizes)
+        return schedules(self, log, profiles, bound)
 
     monkeypatch.setattr(TensorRTRTX, "schedules", listen)
     batches = Range(min=1, opt=1, max=2048), Range(min=1, opt=1, max=16)
