@@ -44,10 +44,15 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype, *, causal_queries:
         return torch.where(attention_mask[:, None] != 0, attend, lowest)
     allowed = attention_mask[:, None, None, :] != 0
     if causal_queries is not None:
-        keys = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        queries = keys[attention_mask.shape[1] - causal_queries :]
+        queries, keys = token_positions(causal_queries, attention_mask.shape[1], attention_mask.device)
         allowed = allowed & (keys <= queries[:, None])
     return torch.where(allowed, attend, lowest)
+
+
+def token_positions(num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The positions (S,) of queries and (K,) of keys, of which the queries are the last."""
+    # Not the end of the keys': TensorRT's compiler would not know how long that is, and would not fuse the attention.
+    return torch.arange(num_queries, device=device) + (num_keys - num_queries), torch.arange(num_keys, device=device)
 
 
 def rotate_interleaved(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
@@ -140,8 +145,7 @@ class SelfAttention(_Attention):
 
     def _distance_scores(self, embedding: nn.Embedding, scaled_query: Tensor, key: Tensor) -> Tensor:
         """The scores that depend on the distance, (B, H, S, K)."""
-        key_at = torch.arange(key.shape[2], device=key.device)
-        query_at = key_at[key.shape[2] - scaled_query.shape[2] :]
+        query_at, key_at = token_positions(scaled_query.shape[2], key.shape[2], key.device)
         distance = query_at[:, None] - key_at  # (S, K), from -(M - 1) to M - 1 for M positions
         distances = embedding(distance + embedding.num_embeddings // 2)  # (S, K, D)
         scores = torch.einsum("bhsd,skd->bhsk", scaled_query, distances)

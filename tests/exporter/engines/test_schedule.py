@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.engines import BuildOptions
 from exporter.engines.schedule import Schedule, compare, estimate, read_schedule
+from exporter.engines.tensorrt_base import read_record
+from exporter.engines.tensorrt_rtx import TensorRTRTX
 from exporter.errors import CompileError
 from tests.traced_models import trace_model
 
@@ -72,13 +76,10 @@ def lowered(family: str, precision: str) -> bytes:
     return dict(graphs(family))[precision]
 
 
-@functools.cache
-def graphs(family: str) -> tuple[tuple[str, bytes], ...]:
-    from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoFormerConfig, RoFormerModel
-    from exporter.tasks import TASKS
+def traced(family: str, task: Any) -> onnx.ModelProto:
+    from exporter import models
+    from exporter.tasks import FAMILY_PREFIX, TASKS
     from exporter.trace import Interface, trace
-    from graph_passes import pipeline
-    from graph_passes.graph_tools import export_model, import_model
 
     options: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -87,13 +88,19 @@ def graphs(family: str) -> tuple[tuple[str, bytes], ...]:
         "num_attention_heads": HEADS,
         "intermediate_size": INNER,
         "max_position_embeddings": 140,
+        "is_decoder": TASKS[task].has_cache,
     }
-    model = (
-        RoFormerModel(RoFormerConfig(**options))
-        if family == "roformer"
-        else RobertaPreLayerNormModel(RobertaPreLayerNormConfig(**options))
-    )
-    plain = trace(Interface(model.eval(), TASKS["feature-extraction"]))
+    config = (models.RoFormerConfig if family == "roformer" else models.RobertaPreLayerNormConfig)(**options)
+    model = getattr(models, FAMILY_PREFIX[config.model_type] + TASKS[task].suffix)(config)
+    return trace(Interface(model.eval(), TASKS[task]))
+
+
+@functools.cache
+def graphs(family: str) -> tuple[tuple[str, bytes], ...]:
+    from graph_passes import pipeline
+    from graph_passes.graph_tools import export_model, import_model
+
+    plain = traced(family, "feature-extraction")
     fused, _ = pipeline.fuse(import_model(plain))
     found = [("plain", plain.SerializeToString())]
     for precision in pipeline.PRECISIONS[:2]:
@@ -282,6 +289,26 @@ def test_eight_kernels_to_a_layer_in_half_precision(family: str, sm: int) -> Non
     assert schedule.kernels_per_layer == {0: 8, 1: last}
     assert [step.type for step in schedule.steps] == ["shape_call"]
     assert schedule.waits == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoder_attends_in_one_kernel_in_the_prompt_and_in_each_step(family: str, tmp_path: Path) -> None:
+    from exporter.onnx_files import save_onnx
+    from graph_passes import pipeline
+    from graph_passes.graph_tools import import_model
+
+    fused, _ = pipeline.fuse(import_model(traced(family, "text-generation")))
+    narrow, _ = pipeline.change_precision(fused, "fp16")
+    save_onnx(pipeline.lower(narrow, "native")[0], tmp_path / "m.onnx")
+    TensorRTRTX().build(tmp_path / "m.onnx", tmp_path / "m.engine", BuildOptions(sms=(89,), max_tokens=140))
+    prompt, step = read_record(tmp_path / "m.engine").schedules
+    for schedule, kernel in ((prompt, "gemm_mha"), (step, "gemv_mha")):
+        found = {part: [of.name for of in kernels if "mha" in of.name] for part, kernels in schedule.parts.items()}
+        for part, names in found.items():
+            assert len(names) == part.endswith("attention"), part
+            assert all(kernel in name for name in names)
+        assert set(schedule.kernels_per_layer.values()) <= {9, 10}
+        assert all("_myl" in name for name in schedule.unsized), "caches are sized"
 
 
 @pytest.mark.parametrize(
