@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from exporter import Session, export, exporting, load_model, onnx_files, parity, validate
+from exporter.cli import inspect_folder
 from exporter.engines import BuildOptions, get_engine
 from exporter.engines.onnxruntime import OnnxRuntime
 from exporter.engines.tensorrt_base import read_record
@@ -482,8 +484,19 @@ def texts(tmp_path: Path) -> Path:
 )
 def test_engines_that_cannot_run_here_are_built_and_told(checkpoint: Path, place: Path, texts: Path) -> None:
     targets = ["onnxruntime", "tensorrt-rtx"]
-    report = export(checkpoint, place / "out", targets=targets, calibration=texts, options=BuildOptions(sms=(89,)))
+    told: dict[str, float | None] = {}
+    report = export(
+        checkpoint,
+        place / "out",
+        targets=targets,
+        calibration=texts,
+        options=BuildOptions(sms=(89,)),
+        progress=lambda stage, done=None: told.update({stage: done}),
+    )
     assert report.passed
+    assert {stage: done for stage, done in told.items() if done is not None} == {
+        f"tensorrt-rtx {precision}: building engine": 1 for precision in PRECISIONS
+    }
     assert {(result.target, result.precision) for result in report.results} == {
         ("onnxruntime", precision) for precision in PRECISIONS
     }
@@ -498,6 +511,10 @@ def test_engines_that_cannot_run_here_are_built_and_told(checkpoint: Path, place
         assert (record.lowering, record.options.max_tokens, record.options.sms) == ("native", 20, (89,))
         [entry] = [e for e in manifest.engines if (e.target, e.precision) == ("tensorrt-rtx", precision)]
         assert entry.size_bytes == record.size_bytes
+        [schedule] = record.schedules
+        [line] = [line for line in inspect_folder(place / "out")["kernels"].items() if precision in line[0]]
+        assert line[0] == f"tensorrt-rtx {precision}"
+        assert re.fullmatch(rf"{len(schedule.kernels)} kernels.*, [\d.]+ MB moved, 0 waits for other streams", line[1])
     static = onnx.load(place / "out" / "model" / "int8-static.onnx")
     assert sum(node.op_type == "QuantizeLinear" for node in static.graph.node) == 2 * 4
     assert "calibration.json" in {path.name for path in (place / "out" / "model").iterdir()}
