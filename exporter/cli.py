@@ -743,8 +743,10 @@ class ShareBar(ProgressColumn):
 @contextmanager
 def stages(*, quiet: bool) -> Iterator[Progress]:
     """Shows the current stage: on a terminal with a bar and the time, elsewhere a line each, nothing if ``quiet``."""
+    from exporter.engines import silent
+
     if quiet:
-        yield lambda _stage, _done=None: None
+        yield silent
     elif err.is_terminal:
         name = TextColumn("{task.description}", markup=False)
         columns = SpinnerColumn(), name, ShareBar(), TaskProgressColumn(), TimeElapsedColumn()
