@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 from exporter import fuse
 from exporter.errors import PassError, UserError
@@ -23,7 +24,7 @@ UNNAMED = PLAIN.replace("[batch, sequence, 4] x", "[] x")
 UNKNOWN = PLAIN.replace('"" : 20', '"" : 20, "theirs" : 1').replace("Relu", "theirs.Unknown")
 
 
-def outputs(path: Path) -> np.ndarray:
+def outputs(path: Path) -> NDArray[Any]:
     random = np.random.default_rng(0)
     session = ort.InferenceSession(path)
     feeds: dict[str, Any] = {tensor.name: random.integers(0, 2, (2, 9)) for tensor in session.get_inputs()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter import onnx_files
@@ -48,12 +50,12 @@ def product(opset: int, *, rows: int = 64) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def run(model: onnx.ModelProto) -> np.ndarray:
+def run(model: onnx.ModelProto) -> NDArray[Any]:
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
     return np.asarray(ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
 
 
-def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+def weights_of(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 

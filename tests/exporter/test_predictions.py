@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.engines import Arrays
 from exporter.predictions import LONGEST_ANSWER, best_span, softmax
 from exporter.tokenization import Batch
 
@@ -44,11 +45,11 @@ def test_the_best_span_is_the_best_of_all(seed: int, rows: int, length: int) -> 
 
 
 def test_no_answer_is_longer_than_thirty_tokens() -> None:
-    outputs = {name: np.zeros((1, 43)) for name in ("start_logits", "end_logits")}
+    outputs: Arrays = {name: np.zeros((1, 43)) for name in ("start_logits", "end_logits")}
     outputs["start_logits"][0, 3], outputs["end_logits"][0, -1] = 9.0, 9.0
     assert len(best_span("why", CONTEXT, windows(1, 40, question=3), outputs)["answer"]) <= LONGEST_ANSWER
 
 
 def test_a_context_without_tokens_has_no_answer() -> None:
-    outputs = {name: np.zeros((1, 3)) for name in ("start_logits", "end_logits")}
+    outputs: Arrays = {name: np.zeros((1, 3)) for name in ("start_logits", "end_logits")}
     assert best_span("why", "", windows(1, 0, question=3), outputs)["answer"] == ""

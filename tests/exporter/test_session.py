@@ -33,7 +33,8 @@ MakeExport = Callable[..., Path]
 def table(width: int) -> NDArray[np.float32]:
     """(ids, width): a row for each id, its largest entry at the id modulo the width."""
     ids = np.arange(len(WORDS))[:, None]
-    return (-((np.arange(width) - ids) % width) + 0.1 * ids).astype(np.float32)
+    rows: NDArray[np.float32] = (-((np.arange(width) - ids) % width) + 0.1 * ids).astype(np.float32)
+    return rows
 
 
 def lookup(task: str, *, types: bool = True, sign: int = 1) -> onnx.ModelProto:

@@ -319,7 +319,7 @@ def test_rows_of_one_value_need_an_epsilon_that_half_precision_has_not(
 ) -> None:
     """1e-12 is zero in half precision, where such a row would be 0 / 0."""
     _, model = compile_text(rewrite, NORM)
-    feeds = {name: np.full((1, 3, 4), value, dtype=np.float32) for name in ("x", "residual")}
+    feeds: Feeds = {name: np.full((1, 3, 4), value, dtype=np.float32) for name in ("x", "residual")}
     assert run(model, feeds)["y"].tolist() == [[[-1, 0, 1, 2]] * 3]
 
 
@@ -338,7 +338,7 @@ def test_scores_beyond_half_precision_are_not_clamped(rewrite: Rewrite, run: Run
     the product, and is right by accident.
     """
     fused, model = compile_text(rewrite, ATTENTION)
-    feeds = {"q": np.full((1, 2, 4), 300, dtype=np.float32), "k": np.full((1, 4, 2), 300, dtype=np.float32)}
+    feeds: Feeds = {"q": np.full((1, 2, 4), 300, dtype=np.float32), "k": np.full((1, 4, 2), 300, dtype=np.float32)}
     assert run(fused, feeds)["y"].tolist() == [[[0.5, 0.5], [0.5, 0.5]]]
     assert np.isnan(run_strictly(model, feeds)["y"]).all()
     assert run(model, feeds)["y"].tolist() == [[[0.5, 0.5], [0.5, 0.5]]]

@@ -116,4 +116,5 @@ def run_last_programs(
     names = [spec.name for spec in call.contract.inputs]
     tensors = dict(zip((*names, *call.written), (*call.inputs, *outputs), strict=True))
     function = kernels()[call.op_type].function
-    function[(count, *launch.grid[1:])](**tensors, **launch.arguments, **launch.constants)
+    grid = (count, *launch.grid[1:])
+    function[grid](**tensors, **launch.arguments, **launch.constants)
