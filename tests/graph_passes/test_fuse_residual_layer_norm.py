@@ -240,7 +240,7 @@ HALF = (
     ("float[", "float16["),
     (
         "float16[6] gamma = {1.5, -0.5, 0.25, 2, 1, 0.75}, float16[6] beta = {0.5, 0, -1, 0.25, 3, -0.125}",
-        "float scale = {2}",
+        "float[2] scale = {2, 2}",
     ),
     ("    y =", "    gamma = Cast <to: int = 10> (scale)\n    y ="),
     ("(total, gamma, beta)", "(total, gamma)"),

@@ -179,7 +179,7 @@ layer (FLOAT[batch, sequence, 6] x, FLOAT[batch, sequence, 6] residual) => (FLOA
 )
 def test_a_norm_before_an_int8_product_quantises(
     rewrite: Rewrite,
-    run: Callable[[ModelProto, Feeds], Feeds],
+    run_strictly: Callable[[ModelProto, Feeds], Feeds],
     run_with_references: Callable[[ModelProto, Feeds], Feeds],
     make_feeds: Callable[..., Feeds],
     carried: str,
@@ -196,7 +196,8 @@ def test_a_norm_before_an_int8_product_quantises(
     assert [node.op_type for node in lowered.graph.node if node.domain] == [plugin, "ResidualLayerNorm_y"]
     assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) == 0
     feeds = make_feeds(fused)
-    expected, found = run(fused, feeds)["z"], run_with_references(lowered, feeds)["z"]
+    # Not ONNX Runtime, whose norms in half precision lose digits up to 1.23.
+    expected, found = run_strictly(fused, feeds)["z"], run_with_references(lowered, feeds)["z"]
     # fp16: some numbers are a step further, of some ten that are summed, in units of their deviation.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 if dtype == "float" else STEP)
 
