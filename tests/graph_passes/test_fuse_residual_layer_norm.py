@@ -236,14 +236,15 @@ OTHER_AXIS = (
 
 COMPUTED_GAMMA = (("6] residual", "6] residual, float[6] given"), ("(total, gamma,", "(total, given,"))
 HALF = (
-    ("[batch, sequence, 6]", "[batch, sequence, 2]"),
+    ("[batch, sequence, 6]", "[batch, 3, 2]"),
     ("float[", "float16["),
     (
         "float16[6] gamma = {1.5, -0.5, 0.25, 2, 1, 0.75}, float16[6] beta = {0.5, 0, -1, 0.25, 3, -0.125}",
-        "float[2] scale = {2, 2}",
+        "float[3, 2] scale = {2, 1, 0.5, -1, 2, 1}",
     ),
     ("    y =", "    gamma = Cast <to: int = 10> (scale)\n    y ="),
     ("(total, gamma, beta)", "(total, gamma)"),
+    ("axis: int = -1", "axis: int = 1"),
 )
 LIMITED = (
     *SIMPLE,
