@@ -93,7 +93,7 @@ def test_a_sum_is_rounded_where_the_compiler_would_store_it_in_float32(
     for norm in (node for node in lowered.graph.node if node.op_type == "LayerNormalization"):
         before = made[norm.input[0]]
         source = made[before.input[0]].op_type
-        found.append("wide" if before.op_type == "Add" else "none" if source == "Cast" else "rounded")
+        found.append("wide" if before.op_type != "Cast" else "none" if source == "Cast" else "rounded")
     assert found == sums
 
 
