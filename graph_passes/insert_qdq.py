@@ -3,7 +3,8 @@
     MatMul(x, W)  ->  MatMul(DequantizeLinear(QuantizeLinear(x, s)), DequantizeLinear(W_int8, scales of W))
 
 Both are symmetric: TensorRT takes no zero point but 0. Weights are int8 constants with one scale per output feature;
-an activation has one scale per tensor, its range / 127, and products that read one tensor (q, k and v) share its
+ONNX Runtime runs such a graph in int8 too, so the scales are those on which no processor saturates (quantization.py).
+An activation has one scale per tensor, its range / 127, and products that read one tensor (q, k and v) share its
 quantisation. The products stay where they were and in floating point as it is written: whoever runs the graph may
 multiply the int8 numbers instead, which is the same.
 
@@ -28,11 +29,10 @@ from numpy.typing import NDArray
 from graph_passes.errors import PassError
 from graph_passes.graph_pass import GraphPass, PassResult
 from graph_passes.graph_tools import unique_name
-from graph_passes.quantization import products_to_quantize, round_weight
+from graph_passes.quantization import LARGEST, products_to_quantize, round_up, round_weight, smallest_scale
 
 __all__ = ["PASS", "insert_qdq"]
 
-LARGEST = 127.0
 HALF = np.finfo(np.float16)
 
 
@@ -116,8 +116,8 @@ def quantized(graph: gs.Graph, x: gs.Tensor, step: NDArray[np.float32]) -> gs.Te
 def stored_in_int8(graph: gs.Graph, w: gs.Tensor, weight: NDArray[np.float32]) -> gs.Tensor:
     """A weight (K, N) float32, made of an int8 constant and (N,) scales."""
     stem = unique_name(graph, f"{w.name}_int8")
-    largest = np.abs(weight).max(axis=0)
-    scale = held_by_half(np.where(largest > 0, largest, largest.max() or 1.0) / LARGEST)  # zeros have any scale
+    smallest = smallest_scale(weight)
+    scale = held_by_half(np.where(smallest > 0, smallest, smallest.max() or 1.0))  # zeros have any scale
     constant = gs.Constant(stem, round_weight(weight, scale))
     made = gs.Variable(f"{stem}_float", np.float32, weight.shape)
     inputs = [constant, gs.Constant(f"{stem}_scale", scale)]
@@ -126,12 +126,10 @@ def stored_in_int8(graph: gs.Graph, w: gs.Tensor, weight: NDArray[np.float32]) -
 
 
 def held_by_half(scale: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The next larger numbers that half precision holds, as float32; those beyond its largest are left alone."""
-    wide: NDArray[np.float32] = np.maximum(scale, float(HALF.smallest_subnormal)).astype(np.float32)
-    with np.errstate(over="ignore"):
-        nearest = wide.astype(np.float16)
-    narrow = np.where(nearest < wide, np.nextafter(nearest, np.float16(np.inf)), nearest).astype(np.float32)
-    return np.where(np.isfinite(narrow), narrow, wide)
+    """The next larger numbers that half precision holds, as float32; those beyond its largest are of float32."""
+    exact = np.maximum(scale, float(HALF.smallest_subnormal)).astype(np.float64)
+    narrow = round_up(exact, np.float16).astype(np.float32)
+    return np.where(np.isfinite(narrow), narrow, round_up(exact, np.float32))
 
 
 PASS = insert_qdq({})  # its place in the order; a model has no ranges of its own

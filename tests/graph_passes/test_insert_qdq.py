@@ -18,6 +18,7 @@ from graph_passes import pipeline
 from graph_passes.errors import PassError
 from graph_passes.graph_tools import import_model
 from graph_passes.insert_qdq import PASS, held_by_half, insert_qdq
+from graph_passes.quantization import pair_sums
 from tests import on_models
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def test_weights_are_stored_in_int8_alone(masked_lm: Traced) -> None:
         assert [(each.name, each.i) for each in node.attribute] == [("axis", 1)]
         assert (weight.dtype.name, scale.dtype.name) == ("int8", "float32")
         assert scale.shape == weight.shape[1:]
-        assert np.abs(weight.astype(int)).max(axis=0).min() >= 126, "every column has its own scale"
+        is_full = (np.abs(weight.astype(int)).max(axis=0) >= 126) | (pair_sums(weight.astype(int)) >= 126)
+        assert is_full.all(), "every column has its own scale"
         assert weight.min() >= -127, "-128 has no opposite"
     floats = {value.shape for value in known.values() if value.dtype == np.float32 and value.ndim == 2}
     assert floats.isdisjoint({(24, 40), (40, 24)})
@@ -151,7 +153,9 @@ def test_numbers_are_those_of_quantising_by_hand(rewrite: Rewrite, run: Run, mak
     x, w = feeds["x"], constants(fused)["w"]
     assert np.abs(x).max() > 2.0, "some of it must saturate"
     step = held_by_half(np.asarray(2.0 / 127))
-    steps = held_by_half(np.abs(w).max(axis=0) / 127)
+    neighbours = [np.maximum(sign * w[0::2], 0) + np.maximum(sign * w[1::2], 0) for sign in (1, -1)]
+    together = np.concatenate(neighbours).max(axis=0)
+    steps = held_by_half(np.maximum(np.abs(w).max(axis=0) / 127, together / 128))
     rounded = np.clip(np.rint(x / step), -128, 127) * step
     expected = rounded @ (np.rint(w / steps) * steps)
     np.testing.assert_allclose(run(model, feeds)["product"], expected, rtol=1e-5, atol=1e-5)
@@ -184,7 +188,9 @@ def test_a_weight_that_is_read_elsewhere_stays_there(rewrite: Rewrite, run: Run,
     model, report = quantize(fused)
     assert report.count == 1
     feeds = make_feeds(fused)
-    np.testing.assert_allclose(run(model, feeds)["y"], run(fused, feeds)["y"], rtol=0, atol=0.1)
+    metrics = measure([(run(fused, feeds)["y"], run(model, feeds)["y"])], is_scores=False, clear_margin=0.0)
+    assert metrics.sqnr_db is not None
+    assert metrics.sqnr_db > 20
 
 
 def test_a_column_of_zeros_stays_one(rewrite: Rewrite, run: Run) -> None:
@@ -196,7 +202,8 @@ def test_a_column_of_zeros_stays_one(rewrite: Rewrite, run: Run) -> None:
     for model in (quantize(fused)[0], static(fused), on_models.lower(static(fused), "native")[0]):
         found = run(model, {"x": np.ones((1, 2, 16), np.float32)})["product"]
         assert found[..., 3].tolist() == [[0, 0]]
-        np.testing.assert_allclose(found, np.broadcast_to(w.sum(axis=0), found.shape), rtol=0, atol=0.2)
+        # Half a step of up to 1/40 in each of 16 weights, and one in a hundred of the sum by the step of x.
+        np.testing.assert_allclose(found, np.broadcast_to(w.sum(axis=0), found.shape), rtol=0.01, atol=0.2)
 
 
 def test_what_is_left_alone_says_why(rewrite: Rewrite) -> None:
