@@ -445,7 +445,8 @@ def doctor_verb(json_output: Json = False) -> int:
         print_json(diagnosis.model_dump())
         return 0
     out.print(f"rotary-press {diagnosis.rotary_press}, Python {diagnosis.python}, {diagnosis.cpus} CPUs")
-    out.print(f"{diagnosis.system} ({diagnosis.processor})")
+    out.print(f"{diagnosis.system}, {diagnosis.processor.name}")
+    out.print(f"{'int8':>12}  ONNX Runtime multiplies with {diagnosis.processor.int8}")
     for extra in diagnosis.extras:
         packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in extra.packages.items())
         out.print(f"{extra.name:>12}  {extra.purpose}: {packages}")
@@ -693,6 +694,7 @@ def print_report(report: Any, json_output: bool, written: str) -> int:
             )
     for engine, reason in report.not_run.items():
         out.print(f"NOT RUN {engine}: {reason}. Run rotary-press validate where it can.")
+    out.print(f"Judged on {report.processor.name}; ONNX Runtime multiplied int8 with {report.processor.int8}.")
     out.print(f"{written}: {'PASS' if report.passed else 'FAIL'}")
     return 0 if report.passed else 1
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from pydantic import BaseModel
 
 from exporter.engines import ENGINES
+from exporter.processor import Processor, find_processor
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -61,7 +62,7 @@ class Diagnosis(BaseModel):
 
     python: str
     system: str
-    processor: str
+    processor: Processor
     cpus: int
     rotary_press: str
     gpus: list[str]
@@ -75,7 +76,7 @@ def diagnose() -> Diagnosis:
     return Diagnosis(
         python=platform.python_version(),
         system=platform.platform(),
-        processor=platform.machine(),
+        processor=find_processor(),
         cpus=os.cpu_count() or 1,
         rotary_press=_version("rotary-press") or "not installed",
         extras=[

@@ -10,6 +10,7 @@ from exporter.engines import Progress, get_engine
 from exporter.files import inside
 from exporter.manifest import installed_versions, load_manifest
 from exporter.parity import ParityReport
+from exporter.processor import find_processor
 
 __all__ = ["REFERENCE", "validate"]
 
@@ -66,6 +67,7 @@ def validate(
         seed=manifest.seed,
         cases=[case.name for case, _ in reference],
         versions=installed_versions(),
+        processor=find_processor(),
         results=results,
         not_run=not_run,
     )

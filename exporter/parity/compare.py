@@ -13,6 +13,7 @@ from exporter.engines import Runner
 from exporter.parity.metrics import Metrics, measure
 from exporter.parity.reference import Reference
 from exporter.parity.tolerances import TOLERANCES
+from exporter.processor import Processor
 
 __all__ = ["OutputResult", "ParityReport", "compare"]
 
@@ -43,6 +44,7 @@ class ParityReport(BaseModel):
     """The verdicts on every output of every engine of one export.
 
     Attributes:
+        processor: Where it was judged, and what int8 products ran on.
         not_run: Engines that this machine cannot run, with the reason: nothing is known of them yet.
     """
 
@@ -51,6 +53,7 @@ class ParityReport(BaseModel):
     seed: int
     cases: list[str]
     versions: dict[str, str]
+    processor: Processor
     results: list[OutputResult]
     not_run: dict[str, str] = {}
 

@@ -66,7 +66,9 @@ def to_markdown(report: ParityReport) -> str:
             f"the best score leads by {tolerance.clear_margin:g} standard deviations. {tolerance.reason}"
         )
     versions = ", ".join(f"{_escape(name)} {_escape(version)}" for name, version in report.versions.items())
-    return "\n".join([*lines, "", f"Versions: {versions}.", ""])
+    machine = f"Judged on {_escape(report.processor.name)}; ONNX Runtime multiplied int8 with "
+    machine += f"{_escape(report.processor.int8)}."
+    return "\n".join([*lines, "", machine, "", f"Versions: {versions}.", ""])
 
 
 def _escape(text: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HANGS = 1800  # seconds: longer than any of these takes on a slow and busy machine
 EXAMPLES = {"roformer": "roformer_passage_origin", "roberta-prelayernorm": "roberta_prelayernorm_token_classes"}
 
 
@@ -28,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=HANGS,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder, result.stdout
@@ -43,11 +44,13 @@ def test_demo_passes_for_every_precision_of_both_examples(demo: tuple[Path, str]
     labels = [int(number.replace(",", "")) for number in re.findall(r"accuracy on ([\d,]+) held-out labels", demo[1])]
     assert len(labels) == 2
     assert min(labels) >= 1000
-    for fp32, fp16, int8 in (rows[:3], rows[3:]):
+    # With weights at the largest scale and exact sums, int8 was off by 0.13 and 0.33; a fifth more at most.
+    for (fp32, fp16, int8), most in ((rows[:3], 1.2 * 0.13), (rows[3:], 1.2 * 0.33)):
+        assert float(int8[2]) <= most
         assert float(fp32[3]) == 100.0
         assert float(fp16[3]) >= 99.9
         assert float(fp32[4]) >= 90.0, "an accuracy worth losing"
-        assert float(fp32[4]) - float(int8[4]) <= 1.0
+        assert float(fp32[4]) - float(int8[4]) <= 0.5
         assert float(fp32[1]) > float(fp16[1])
 
 
@@ -82,7 +85,7 @@ def test_readme_commands_work(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=HANGS,
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
         assert result.stdout
@@ -94,7 +97,7 @@ def test_readme_python_works(tmp_path: Path) -> None:
     script = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
     assert script
     result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=HANGS
     )
     assert result.returncode == 0, result.stderr
 

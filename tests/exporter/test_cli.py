@@ -54,7 +54,7 @@ def press_alone(*arguments: object, **environment: str) -> subprocess.CompletedP
     """Runs the command line in a process of its own."""
     command = [sys.executable, "-m", "exporter", *map(str, arguments)]
     env = {"PATH": "/usr/bin:/bin"} | environment
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=1800)
 
 
 def document(result: Result | subprocess.CompletedProcess[str]) -> Any:
@@ -79,8 +79,8 @@ def place(tmp_path: Path) -> Path:
     """Where to write, with a file and somebody's folder already in it."""
     place = tmp_path / "place"
     (place / "theirs").mkdir(parents=True)
-    (place / "theirs" / "thesis.txt").write_text("years of work")
-    (place / "taken").write_text("a file")
+    (place / "theirs" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    (place / "taken").write_text("a file", encoding="utf-8")
     return place
 
 
@@ -105,7 +105,7 @@ def test_export(checkpoint: Path, place: Path) -> None:
     assert "tiny (text-classification) against float32 PyTorch" in result.stdout
     assert [line.split()[-2] for line in result.stdout.splitlines() if "onnxruntime" in line] == ["PASS", "PASS"]
     assert result.stdout.splitlines()[-1] == f"Wrote {place / 'out'}: PASS"
-    assert json.loads((place / "out" / FILE_NAME).read_text())["seed"] == 3
+    assert json.loads((place / "out" / FILE_NAME).read_text(encoding="utf-8"))["seed"] == 3
 
 
 @quick_trace
@@ -219,8 +219,8 @@ def reshape(folder: Path) -> None:
 
 def configure(**values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        content = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(content | values))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(content | values), encoding="utf-8")
 
     return change
 
@@ -546,7 +546,7 @@ def test_json_is_json_whatever_the_terminal_and_the_names(place: Path) -> None:
 def test_inspect_a_folder(exported: Path, form: str) -> None:
     result = press("inspect", exported, *(["--json"] if form == "json" else []))
     assert (result.exit_code, result.stderr) == (0, "")
-    manifest = json.loads((exported / FILE_NAME).read_text())
+    manifest = json.loads((exported / FILE_NAME).read_text(encoding="utf-8"))
     if form == "text":
         facts = {line[:10].strip(): line[12:] for line in result.stdout.splitlines()}
         assert facts["labels"] == "bad, fair, good"
@@ -574,9 +574,9 @@ def test_inspect_a_folder(exported: Path, form: str) -> None:
 
 def test_inspect_tells_what_failed_and_what_was_not_judged(bundle: Path) -> None:
     path = bundle / "report" / "parity.json"
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text(encoding="utf-8"))
     report["results"][1]["failures"] = ["cosine 0.5 < 0.9", "SQNR 1.0 dB < 40 dB"]
-    path.write_text(json.dumps(report))
+    path.write_text(json.dumps(report), encoding="utf-8")
     assert document(press("inspect", bundle, "--json"))["parity"] == {
         "onnxruntime fp32 logits": "PASS",
         "onnxruntime fp16 logits": "FAIL (cosine 0.5 < 0.9; SQNR 1.0 dB < 40 dB)",
@@ -584,9 +584,9 @@ def test_inspect_tells_what_failed_and_what_was_not_judged(bundle: Path) -> None
     }
     path.unlink()
     assert document(press("inspect", bundle, "--json"))["parity"] == {}
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     check_message(press("inspect", bundle), "text", "UserError", "parity.json is damaged: run rotary-press validate")
-    (bundle / "model" / "fp32.onnx").write_text("altered")
+    (bundle / "model" / "fp32.onnx").write_text("altered", encoding="utf-8")
     check_message(press("inspect", bundle), "text", "BundleError", "fp32.onnx was altered")
 
 
@@ -669,7 +669,7 @@ def test_inspect_lists_the_layers_of_an_engine(place: Path, form: str, monkeypat
         seconds=1.0,
         warnings=[],
     )
-    engine.with_name("out.engine.json").write_text(record.model_dump_json())
+    engine.with_name("out.engine.json").write_text(record.model_dump_json(), encoding="utf-8")
     json_option = ["--json"] if form == "json" else []
     result = press("inspect", engine, *json_option)
     assert result.exit_code == 0
@@ -703,6 +703,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert lines[0] == f"rotary-press 1.0, Python {diagnosis.python}, {diagnosis.cpus} CPUs"
+    assert lines[2] == f"int8  ONNX Runtime multiplies with {diagnosis.processor.int8}"
     assert any(line.startswith("export  compile a checkpoint: torch 1.0, onnx MISSING, ") for line in lines)
     assert [line for line in lines if line.startswith("to install")] == [
         "to install: pip install 'rotary-press[export]'"

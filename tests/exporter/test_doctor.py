@@ -13,6 +13,7 @@ import pytest
 from exporter.doctor import Diagnosis, Extra, diagnose
 from exporter.engines import ENGINES
 from exporter.engines.onnxruntime import OnnxRuntime
+from exporter.processor import find_processor
 
 DISTRIBUTION = "rotary-press"
 
@@ -22,6 +23,7 @@ def test_it_tells_what_is_here() -> None:
     assert diagnosis.python == platform.python_version()
     assert diagnosis.rotary_press == metadata.version(DISTRIBUTION)
     assert diagnosis.cpus >= 1
+    assert diagnosis.processor == find_processor()
     base = next(extra for extra in diagnosis.extras if extra.name == "base")
     assert base.missing == []
     assert base.packages["onnxruntime"] == metadata.version("onnxruntime")
@@ -81,7 +83,7 @@ def test_gpus_are_what_the_driver_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, expected: list[str]
 ) -> None:
     program = tmp_path / "nvidia-smi"
-    program.write_text(SMI.format(code=code))
+    program.write_text(SMI.format(code=code), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert diagnose().gpus == expected

@@ -20,6 +20,7 @@ from exporter.errors import BundleError, UserError
 from exporter.files import sha256
 from exporter.manifest import FILE_NAME
 from exporter.parity import ParityReport
+from exporter.processor import find_processor
 from exporter.validation import REFERENCE
 
 ENGINE = "engines/onnxruntime-fp16.onnx"
@@ -27,9 +28,9 @@ ENGINE = "engines/onnxruntime-fp16.onnx"
 
 def sign_again(folder: Path, *names: str) -> None:
     """Writes the hashes of changed files into the manifest, as whoever changed them on purpose would."""
-    manifest = json.loads((folder / FILE_NAME).read_text())
+    manifest = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     manifest["files"] |= {name: sha256(folder / name) for name in names}
-    (folder / FILE_NAME).write_text(json.dumps(manifest))
+    (folder / FILE_NAME).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def tree(folder: Path) -> dict[Path, bytes]:
@@ -61,6 +62,7 @@ def test_an_export_passes_and_nothing_but_the_report_changes(bundle: Path) -> No
     assert len(report.cases) == 7
     assert {result.metrics.top1_agreement for result in report.results} == {1.0}
     assert "onnxruntime" in report.versions
+    assert report.processor == find_processor()
     assert tree(bundle) == before, "the same engines on the same inputs give the same report"
 
 
@@ -68,7 +70,7 @@ def test_the_report_can_go_elsewhere(bundle: Path, tmp_path: Path) -> None:
     before = tree(bundle)
     report = validate(bundle, report_dir=tmp_path / "new" / "reports")
     assert ParityReport.model_validate_json((tmp_path / "new" / "reports" / "parity.json").read_bytes()) == report
-    assert "PASS" in (tmp_path / "new" / "reports" / "parity.md").read_text()
+    assert "PASS" in (tmp_path / "new" / "reports" / "parity.md").read_text(encoding="utf-8")
     assert tree(bundle) == before
 
 
@@ -111,7 +113,7 @@ def test_an_engine_of_another_model_with_its_hash_fails(other_weights: Path) -> 
         "int8": True,
     }
     assert not ParityReport.model_validate_json((other_weights / "report" / "parity.json").read_bytes()).passed
-    assert ": FAIL" in (other_weights / "report" / "parity.md").read_text()
+    assert ": FAIL" in (other_weights / "report" / "parity.md").read_text(encoding="utf-8")
 
 
 def test_the_command_line_exits_with_1_where_parity_fails(other_weights: Path) -> None:
@@ -148,16 +150,16 @@ def test_an_engine_with_other_inputs_is_no_engine_of_this_model(bundle: Path) ->
 
 
 def test_an_engine_for_a_target_that_this_version_does_not_know(bundle: Path) -> None:
-    manifest = json.loads((bundle / FILE_NAME).read_text())
+    manifest = json.loads((bundle / FILE_NAME).read_text(encoding="utf-8"))
     manifest["engines"][0]["target"] = "tpu"
-    (bundle / FILE_NAME).write_text(json.dumps(manifest))
+    (bundle / FILE_NAME).write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UserError, match="Unknown target 'tpu'"):
         validate(bundle)
 
 
 def test_no_engines_have_not_passed(bundle: Path) -> None:
-    manifest = json.loads((bundle / FILE_NAME).read_text())
-    (bundle / FILE_NAME).write_text(json.dumps(manifest | {"engines": []}))
+    manifest = json.loads((bundle / FILE_NAME).read_text(encoding="utf-8"))
+    (bundle / FILE_NAME).write_text(json.dumps(manifest | {"engines": []}), encoding="utf-8")
     assert not validate(bundle).passed
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporter.engines import Arrays, Runner
 from exporter.parity import TOLERANCES, Case, OutputResult, ParityReport, Reference, compare
+from exporter.processor import Processor
 
 RANDOM = np.random.default_rng(0)
 SHAPES = {"first": (1, 4), "second": (3, 2), "third": (2, 5)}
@@ -200,7 +201,15 @@ def test_outputs_that_nobody_asked_for_do_not_count() -> None:
 
 
 def report_on(*results: OutputResult) -> ParityReport:
-    return ParityReport(model="tiny", task="any", seed=0, cases=list(SHAPES), versions={}, results=list(results))
+    return ParityReport(
+        model="tiny",
+        task="any",
+        seed=0,
+        cases=list(SHAPES),
+        versions={},
+        processor=Processor(name="a CPU", int8="AVX2"),
+        results=list(results),
+    )
 
 
 def test_a_report_passes_where_every_result_does() -> None:

@@ -52,7 +52,7 @@ def test_polygraphy_compares_an_engine_with_the_reference(exported: Path, writte
         options = ["--onnxrt", *data, "--atol", "1e-5", "--rtol", "1e-5"]
         command = [sys.executable, "-c", RUN, "run", str(engine), *options]
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
         return finished.returncode, finished.stdout + finished.stderr
 
     code, said = run()

@@ -11,6 +11,7 @@ import pytest
 
 from exporter.errors import BundleError
 from exporter.parity import TOLERANCES, Metrics, OutputResult, ParityReport, to_markdown, write_report
+from exporter.processor import Processor
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -43,6 +44,7 @@ def report_on(*results: OutputResult, **values: Any) -> ParityReport:
         "seed": 7,
         "cases": ["one token", "odd length"],
         "versions": {"numpy": "2.0"},
+        "processor": Processor(name="a CPU", int8="AVX2"),
         "results": results,
     }
     return ParityReport(**fields | values)
@@ -72,6 +74,7 @@ def test_the_page_holds_every_number() -> None:
         "verdict": "PASS",
     }
     assert "## Failures" not in page
+    assert "Judged on a CPU; ONNX Runtime multiplied int8 with AVX2." in page
     assert "Versions: numpy 2.0." in page
 
 
@@ -166,7 +169,7 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(BundleError, match="Cannot write"):
         write_report(report_on(result()), tmp_path / "taken")
-    assert (tmp_path / "taken").read_text() == "mine"
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
