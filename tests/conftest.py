@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable
@@ -54,12 +55,11 @@ def _fixed_seeds() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_traces(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Each model is traced by one of the processes that share the tests, and read by the others."""
-    from tests import traced_models
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Models are traced and kernels compiled by one of the processes that share the tests, and read by the others."""
+    from tests.shared import set_folder
 
-    base = tmp_path_factory.getbasetemp()
-    traced_models.SHARED = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["TRITON_CACHE_DIR"] = str(set_folder(tmp_path_factory) / "triton")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,6 +68,13 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_collections() -> None:
+    """The compiler collects garbage after each run: what libraries and other tests keep for good need not be seen."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def import_outcomes(names: list[str]) -> dict[str, list[str]]:
     """For each module, which blocked modules its import asks for, in a process where none of them can be imported."""
     blocked = sorted(EXPORT_EXTRA | DEVICE_EXTRAS | {"transformers"})
     command = [sys.executable, "-c", IMPORT_EACH_ALONE, json.dumps([blocked, names])]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=1800)
     outcomes: dict[str, list[str]] = json.loads(finished.stdout)
     return outcomes
 

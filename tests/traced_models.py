@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from onnx import ModelProto, load
+from onnx import ModelProto, load, save
 
 from exporter import models
 from exporter.models.checkpoint import PreTrainedModel
@@ -18,6 +17,7 @@ from exporter.tasks import FAMILY_PREFIX, TASKS, TaskName, expected_fusions
 from exporter.trace import Interface, trace
 from graph_passes.graph_pass import NearMiss, PassReport, Place
 from tests import on_models
+from tests.shared import made_once
 
 __all__ = ["MODELS", "VARIANTS", "Recipe", "TracedModel", "fuse_model", "make_model", "trace_model"]
 
@@ -112,17 +112,14 @@ def make_model(name: str) -> PreTrainedModel[Any]:
     return model
 
 
-# Where the processes of one test run keep their graphs for each other; set by tests/conftest.py.
-SHARED: Path | None = None
-
-
 @functools.cache
 def trace_model(name: str) -> TracedModel:
     """Makes and traces a model, the first time that it is asked for."""
     recipe = (MODELS | VARIANTS)[name]
     model = make_model(name)
     interface = Interface(model, TASKS[recipe.task], position_ids=recipe.position_ids)
-    return TracedModel(name, model.config, interface, _shared(name, interface))
+    plain = load(made_once(f"{name}.onnx", lambda path: save(trace(interface), path)))
+    return TracedModel(name, model.config, interface, plain)
 
 
 @functools.cache
@@ -134,32 +131,15 @@ def fuse_model(name: str) -> tuple[ModelProto, tuple[PassReport, ...]]:
         expected = expected_fusions(traced.config, TASKS[(MODELS | VARIANTS)[name].task])
         return on_models.fuse(traced.plain, expected=expected)
 
-    if SHARED is None:
+    def write(folder: Path) -> None:
         fused, reports = make()
-        return fused, tuple(reports)
-    path = SHARED / f"{name}.fused.onnx"
-    if not path.is_file():
-        fused, reports = make()
-        _write(path.with_suffix(".json"), json.dumps([asdict(report) for report in reports]).encode())
-        _write(path, fused.SerializeToString())
-    stored = json.loads(path.with_suffix(".json").read_bytes())
-    return load(path), tuple(_report(entry) for entry in stored)
+        folder.mkdir()
+        save(fused, folder / "fused.onnx")
+        (folder / "reports.json").write_text(json.dumps([asdict(report) for report in reports]), encoding="utf-8")
 
-
-def _shared(name: str, interface: Interface) -> ModelProto:
-    if SHARED is None:
-        return trace(interface)
-    path = SHARED / f"{name}.onnx"
-    if not path.is_file():
-        _write(path, trace(interface).SerializeToString())
-    return load(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Another process may do the same: it is whole or not there."""
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    own.write_bytes(content)
-    own.replace(path)
+    folder = made_once(f"{name}.fused", write)
+    stored = json.loads((folder / "reports.json").read_text(encoding="utf-8"))
+    return load(folder / "fused.onnx"), tuple(_report(entry) for entry in stored)
 
 
 def _report(entry: dict[str, Any]) -> PassReport:

@@ -34,7 +34,7 @@ def run_with_tensorrt(folder: Path, *arguments: object) -> str:
         pytest.skip("TensorRT's bindings and TensorRT-RTX are installed on Linux x86_64 only")
     assemble_tensorrt(folder)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+    paths = {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)}
     finished = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -70,6 +70,6 @@ def assemble_tensorrt(folder: Path) -> None:
         (folder / f"lib{name}.so.{major}").symlink_to(next(libraries.glob(f"lib{other}.so.*")))
     (folder / "tensorrt").mkdir()
     (folder / "tensorrt" / "__init__.py").write_text(
-        "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
+        "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n", encoding="utf-8"
     )
     (folder / "tensorrt" / "plugin").symlink_to(bindings / "plugin")

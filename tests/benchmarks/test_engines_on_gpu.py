@@ -212,7 +212,8 @@ def test_a_process_that_dies_is_survived(ends: str, tmp_path: Path, monkeypatch:
 import json, os, pathlib, sys, time
 events = [{{"row": {{"part": "parity", "way": "engine fp32"}}}}, {{"failed": ["engine fp16", "load: no"]}},
           {{"step": ["engine int8", "run"]}}]
-pathlib.Path(sys.argv[2]).write_text("".join(json.dumps(event) + chr(10) for event in events) + '{{"step": [')
+lines = "".join(json.dumps(event) + chr(10) for event in events)
+pathlib.Path(sys.argv[2]).write_text(lines + '{{"step": [', encoding="utf-8")
 {ends}
 """
     monkeypatch.setattr(engines_on_gpu, "CHILD", (sys.executable, "-S", "-c", code))

@@ -10,6 +10,8 @@ from typing import Any
 import onnx
 import pytest
 
+from tests.shared import made_once
+
 # As many as the tiny checkpoints have ids, with the padding where they expect it.
 WORDS = [
     "[UNK]",
@@ -43,7 +45,8 @@ def traced(checkpoint: Path) -> onnx.ModelProto:
     from exporter.tasks import TASKS
     from exporter.trace import Interface, trace
 
-    return trace(Interface(load_model(checkpoint), TASKS["text-classification"]))
+    interface = Interface(load_model(checkpoint), TASKS["text-classification"])
+    return onnx.load(made_once("tiny-classifier.onnx", lambda path: onnx.save(trace(interface), path)))
 
 
 @pytest.fixture(scope="session")
@@ -67,19 +70,16 @@ def quick_trace(trace_again: Callable[[pytest.MonkeyPatch], None], monkeypatch: 
 
 
 @pytest.fixture(scope="session")
-def exported(
-    checkpoint: Path,
-    trace_again: Callable[[pytest.MonkeyPatch], None],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def exported(checkpoint: Path, trace_again: Callable[[pytest.MonkeyPatch], None]) -> Path:
     """``checkpoint``, exported at every precision. Read it only; ``bundle`` is a copy to change."""
     from exporter import export
 
-    folder = tmp_path_factory.mktemp("export") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        trace_again(patch)
-        assert export(checkpoint, folder).passed
-    return folder
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            trace_again(patch)
+            assert export(checkpoint, folder).passed
+
+    return made_once("tiny-classifier", make)
 
 
 @pytest.fixture

@@ -150,11 +150,11 @@ def test_without_tensorrt_the_way_to_install_it_is_told(tmp_path: Path) -> None:
 
 def test_profiles_of_the_command_line_and_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "profiles.json"
-    file.write_text('[{"sequence": [1, 2, 3]}]')
+    file.write_text('[{"sequence": [1, 2, 3]}]', encoding="utf-8")
     options = make_options(profiles=["batch=1:2:4, sequence=1:8:16", "sequence=1:1:1"], profile_file=file)
     told = [{axis: str(of) for axis, of in profile.items()} for profile in options.profiles]
     assert told == [{"sequence": "1:2:3"}, {"batch": "1:2:4", "sequence": "1:8:16"}, {"sequence": "1:1:1"}]
-    file.write_text('{"sequence": [1, 2, 3]}')
+    file.write_text('{"sequence": [1, 2, 3]}', encoding="utf-8")
     assert len(make_options(profile_file=file).profiles) == 1
 
 
@@ -177,7 +177,7 @@ def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"sequence": 4}', '{"sequence": [1, 2]}', "\0"])
 def test_a_file_that_holds_no_profiles(content: str, tmp_path: Path) -> None:
-    (tmp_path / "profiles.json").write_text(content)
+    (tmp_path / "profiles.json").write_text(content, encoding="utf-8")
     with pytest.raises(
         UserError, match=r"profiles.json is no file of profiles: expected \{\"sequence\": \[1, 128, 512\]\}"
     ):

@@ -49,8 +49,8 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 def labelled(source: Path, **values: Any) -> Path:
     """Changes ``config.json`` of a checkpoint."""
-    content = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(content | values))
+    content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    (source / "config.json").write_text(json.dumps(content | values), encoding="utf-8")
     return source
 
 
@@ -327,7 +327,7 @@ def test_a_folder_is_written_even_where_parity_fails(
     monkeypatch.setattr(parity, "compute_reference", shifted)
     report = export(source, place / "out", precisions=["fp32"])
     assert not report.passed
-    assert "FAIL" in (place / "out" / "report" / "parity.md").read_text()
+    assert "FAIL" in (place / "out" / "report" / "parity.md").read_text(encoding="utf-8")
 
 
 # what is refused
@@ -359,7 +359,9 @@ def test_a_target_that_is_not_usable_here(checkpoint: Path, place: Path, monkeyp
 
 
 def damage(name: str, content: str | None) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    return lambda folder: (
+        (folder / name).unlink() if content is None else (folder / name).write_text(content, encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,7 @@ def test_a_source_that_is_not_usable(
 
 def test_a_folder_of_somebody_else_is_refused_and_untouched(checkpoint: Path, place: Path) -> None:
     (place / "out").mkdir()
-    (place / "out" / "thesis.txt").write_text("years of work")
+    (place / "out" / "thesis.txt").write_text("years of work", encoding="utf-8")
     before = tree(place)
     with pytest.raises(BundleError, match=r"Will not replace .*out: it is not empty and has no manifest\.json"):
         export(checkpoint, place / "out")
@@ -540,8 +542,8 @@ def test_static_int8_asks_for_calibration_before_anything_is_done(
 def test_ranges_of_another_model_are_refused(checkpoint: Path, place: Path, texts: Path, tmp_path: Path) -> None:
     export(checkpoint, place / "out", precisions=["fp32"], calibration=texts)
     kept = place / "out" / "model" / "calibration.json"
-    other = json.loads(kept.read_text()) | {"model": "0" * 64}
-    (tmp_path / "other.json").write_text(json.dumps(other))
+    other = json.loads(kept.read_text(encoding="utf-8")) | {"model": "0" * 64}
+    (tmp_path / "other.json").write_text(json.dumps(other), encoding="utf-8")
     with pytest.raises(UserError, match="These ranges are of another model"):
         export(checkpoint, place / "again", precisions=["fp32"], calibration=tmp_path / "other.json")
     assert not (place / "again").exists()

@@ -96,7 +96,7 @@ class Machine:
             seconds=1.0,
             warnings=[],
         )
-        destination.with_name(f"{destination.name}.json").write_text(record.model_dump_json())
+        destination.with_name(f"{destination.name}.json").write_text(record.model_dump_json(), encoding="utf-8")
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def out(tmp_path: Path) -> Path:
 def press(source: Path, out: Path, **more: Any) -> tuple[str, str]:
     """The form that is kept, and why; what is written must agree with both."""
     report = build(source, out, **{"target": "tensorrt", "lowering": "fastest"} | more)
-    assert out.read_text() == report.lowering
+    assert out.read_text(encoding="utf-8") == report.lowering
     assert (read_record(out).lowering, read_record(out).reason) == (report.lowering, report.reason)
     assert {path.name for path in out.parent.iterdir()} - {"out.onnx"} == {out.name, f"{out.name}.json"}
     return report.lowering, report.reason

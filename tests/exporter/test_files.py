@@ -17,12 +17,15 @@ MARK = "manifest.json"
 
 def tree(folder: Path) -> dict[str, str | None]:
     """Every path below ``folder``, hidden ones too, with the text of files."""
-    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8") if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def write(path: Path, text: str = "", *, fail: type[BaseException] | None = None) -> None:
     with new_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         if fail:
             raise fail("half-way")
 
@@ -31,7 +34,7 @@ def make(path: Path, files: dict[str, str], *, fail: type[BaseException] | None 
     with new_folder(path, replaces=MARK) as temporary:
         for name, text in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_text(text)
+            (temporary / name).write_text(text, encoding="utf-8")
         if fail:
             raise fail("half-way")
 
@@ -56,17 +59,17 @@ def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with new_file(path) as temporary:
         assert temporary.parent == path.parent  # a rename is atomic within one file system
-        temporary.write_text("new")
-        assert path.read_text() == "old"
+        temporary.write_text("new", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "old"
     assert tree(tmp_path) == {"file": "new"}
 
 
 @any_failure
 def test_a_failure_leaves_the_old_file(failure: type[BaseException], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").write_text("old", encoding="utf-8")
     with pytest.raises(failure, match="half-way"):
         write(tmp_path / "file", "new", fail=failure)
     assert tree(tmp_path) == {"file": "old"}
@@ -81,7 +84,7 @@ def test_a_failure_leaves_no_file_where_there_was_none(failure: type[BaseExcepti
 
 @pytest.mark.parametrize("name", ["taken/file", "taken/below/file", "folder"])
 def test_a_file_that_cannot_be_written_is_an_error_of_the_user(name: str, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
     (tmp_path / "folder" / "below").mkdir(parents=True)
     before = tree(tmp_path)
     with pytest.raises(BundleError, match=r"Cannot write .*: (Not a directory|File exists|Is a directory)\. Choose"):
@@ -128,7 +131,7 @@ def test_a_folder_of_ours_is_replaced_as_a_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", f"below/{MARK}", f"{MARK}/x", ".hidden"])
 def test_a_folder_that_is_not_ours_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "out" / name).write_text("mine")
+    (tmp_path / "out" / name).write_text("mine", encoding="utf-8")
     before = tree(tmp_path)
     with pytest.raises(BundleError, match=rf"Will not replace .*out: it is not empty and has no {MARK}"):
         make(tmp_path / "out", {MARK: "new"})
@@ -137,7 +140,7 @@ def test_a_folder_that_is_not_ours_is_refused(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["taken", "taken/out", "taken/below/out"])
 def test_a_file_in_the_way_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(BundleError, match="Cannot write"):
         make(tmp_path / name, {MARK: "new"})
     assert tree(tmp_path) == {"taken": "mine"}

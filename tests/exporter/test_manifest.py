@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     for name, content in {"engines/a.onnx": "engine", "tokenizer/t.json": "{}", "report/parity.json": "{}"}.items():
         (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
     files = {name: sha256(folder / name) for name in ("engines/a.onnx", "tokenizer/t.json")}
     manifest = Manifest(
         name="tiny",
@@ -48,19 +48,19 @@ def folder(tmp_path: Path) -> Path:
         files=files,
         versions={},
     )
-    (folder / FILE_NAME).write_text(manifest.model_dump_json())
+    (folder / FILE_NAME).write_text(manifest.model_dump_json(), encoding="utf-8")
     return folder
 
 
 def change(folder: Path, **values: Any) -> None:
     path = folder / FILE_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values))
 
 
 @both_depths
 def test_a_whole_folder(folder: Path, check_files: bool) -> None:
     manifest = load_manifest(folder, check_files=check_files)
-    assert manifest.model_dump(mode="json") == json.loads((folder / FILE_NAME).read_text())
+    assert manifest.model_dump(mode="json") == json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     assert manifest.engines[0].file == "engines/a.onnx"
     assert manifest.inputs[0].axes == ("batch", "sequence")
     assert manifest.score_outputs == ["logits"]
@@ -119,9 +119,9 @@ def test_unknown_keys_and_wrong_values_are_named(folder: Path, values: dict[str,
 
 @pytest.mark.parametrize("field", sorted(set(Manifest.model_fields) - {"format"}))
 def test_every_field_is_needed(folder: Path, field: str) -> None:
-    content = json.loads((folder / FILE_NAME).read_text())
+    content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     del content[field]
-    (folder / FILE_NAME).write_text(json.dumps(content))
+    (folder / FILE_NAME).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match=f"{field}: Field required"):
         load_manifest(folder, check_files=False)
 
@@ -144,7 +144,7 @@ def test_an_altered_file_is_found_where_files_are_checked(folder: Path, name: st
 
 
 def test_reports_may_change(folder: Path) -> None:
-    (folder / "report" / "parity.json").write_text("validated again")
+    (folder / "report" / "parity.json").write_text("validated again", encoding="utf-8")
     load_manifest(folder, check_files=True)
 
 
@@ -152,17 +152,17 @@ def test_reports_may_change(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["../secret", "engines/../../secret", "link", "/etc/hostname", "engines/loop", "a\0b"])
 def test_names_that_lead_out_are_never_followed(folder: Path, name: str, check_files: bool) -> None:
     secret = folder.parent / "secret"
-    secret.write_text("not ours")
+    secret.write_text("not ours", encoding="utf-8")
     (folder / "link").symlink_to(secret)
     (folder / "engines" / "loop").symlink_to("loop")
     digest = sha256(secret)
-    change(folder, files=json.loads((folder / FILE_NAME).read_text())["files"] | {name: digest})
+    change(folder, files=json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["files"] | {name: digest})
     with pytest.raises(BundleError, match=r"leads out of|cannot be a path|is missing"):
         load_manifest(folder, check_files=check_files)
 
 
 def test_an_engine_must_have_a_hash(folder: Path) -> None:
-    (folder / "other.onnx").write_text("engine")
+    (folder / "other.onnx").write_text("engine", encoding="utf-8")
     entry = {"target": "onnxruntime", "precision": "fp16", "file": "other.onnx", "size_bytes": 6}
     change(folder, engines=[entry])
     with pytest.raises(BundleError, match=r"names the engine 'other\.onnx' without a hash"):

@@ -161,7 +161,7 @@ def empty(path: Path) -> None:
 
 
 def words(path: Path) -> None:
-    path.write_text("this is no model at all")
+    path.write_text("this is no model at all", encoding="utf-8")
 
 
 @pytest.mark.parametrize(

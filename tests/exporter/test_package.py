@@ -64,7 +64,9 @@ def test_all_is_all_that_there_is() -> None:
     exec("from exporter import *", namespace)
     assert set(exporter.__all__) == namespace.keys() - {"__builtins__"}
     assert len(set(exporter.__all__)) == len(exporter.__all__)
-    [typed] = [node for node in ast.parse(Path(exporter.__file__).read_text()).body if isinstance(node, ast.If)]
+    [typed] = [
+        node for node in ast.parse(Path(exporter.__file__).read_text(encoding="utf-8")).body if isinstance(node, ast.If)
+    ]
     seen_by_type_checkers = {
         alias.name for node in ast.walk(typed) if isinstance(node, ast.ImportFrom) for alias in node.names
     }

@@ -44,13 +44,6 @@ def trace_tiny(name: str) -> Traced:
     return Traced(name, known.config, known.plain, fused, {report.name: report for report in reports}, expected)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_collections() -> None:
-    """The compiler collects garbage after each run: what torch and other tests keep for good need not be seen."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture
 def get_traced() -> Callable[[str], Traced]:
     """``get_traced(name)``: one of the tiny models."""

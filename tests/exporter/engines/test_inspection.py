@@ -103,7 +103,7 @@ def test_the_network_of_a_graph_and_nothing_is_left_behind(graph: Path, monkeypa
     """Modules that lie in the current folder are not taken for those of the process."""
     (graph.parent / "here").mkdir()
     for name in ("json", "polygraphy", "tensorrt", "tensorrt_rtx"):
-        (graph.parent / "here" / f"{name}.py").write_text("raise SystemExit('not I')")
+        (graph.parent / "here" / f"{name}.py").write_text("raise SystemExit('not I')", encoding="utf-8")
     monkeypatch.chdir(graph.parent / "here")
     before = dict(os.environ), polygraphy.config.USE_TENSORRT_RTX, "tensorrt" in sys.modules, list(sys.path)
     lines = list_layers(graph, RTX).splitlines()
@@ -210,10 +210,10 @@ def test_ctrl_c_ends_the_process(graph: Path) -> None:
             assert asked.poll() is None
             time.sleep(0.02)
         asked.send_signal(signal.SIGINT)
-        _, said = asked.communicate(timeout=60)
+        _, said = asked.communicate(timeout=1800)
         assert b"KeyboardInterrupt" in said
         with pytest.raises(ProcessLookupError):
-            os.kill(int(file.read_text()), signal.SIGKILL)
+            os.kill(int(file.read_text(encoding="utf-8")), signal.SIGKILL)
     finally:
         asked.kill()
         asked.wait()
@@ -228,7 +228,7 @@ def test_mistakes(graph: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) ->
             list_layers(graph, target)
     with pytest.raises(UserError, match="was built for tensorrt-rtx, not for tensorrt: leave --target out"):
         list_layers(copied, "tensorrt")
-    copied.with_name("out.engine.json").write_text("{")
+    copied.with_name("out.engine.json").write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match=r"out.engine.json is missing or damaged"):
         list_layers(copied)
     monkeypatch.setattr(inspection, "find_spec", lambda _name: None)
@@ -238,6 +238,6 @@ def test_mistakes(graph: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_engine_of_a_target_that_is_not_here(copied: Path) -> None:
     record = read_record(copied).model_copy(update={"target": "tensorrt"})
-    copied.with_name("out.engine.json").write_text(record.model_dump_json())
+    copied.with_name("out.engine.json").write_text(record.model_dump_json(), encoding="utf-8")
     with pytest.raises(UnavailableError, match="The target tensorrt is not usable here: "):
         list_layers(copied)

@@ -91,9 +91,9 @@ USED = {
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("tensorrt")
-    (folder / "inside.py").write_text(INSIDE)
+    (folder / "inside.py").write_text(INSIDE, encoding="utf-8")
     run_with_tensorrt(folder, folder / "inside.py", folder / "found.json")
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -124,7 +124,7 @@ def pair(
         later = {name: config.pop(name) for name in FLAGS if name in config}
         folder = write_checkpoint(family, head, **config)
         path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | later))
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | later))
         ours: type[Model] = getattr(models, PREFIXES[family] + head)
         return ours.from_pretrained(folder), load_reference(folder)
 
@@ -646,7 +646,7 @@ def test_extended_positions_equal_those_of_a_larger_config(
     inputs = given(20)
     assert_close(long(**inputs).to_tuple(), short(**inputs).to_tuple(), head, 0)
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 33}))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"max_position_embeddings": 33}))
     prefix = "" if head == "Model" else "roformer."
     state = load_file(folder / "model.safetensors")
     del state[f"{prefix}encoder.embed_positions.weight"]  # a table of 20 rows; theirs computes one of 33
@@ -679,7 +679,7 @@ def test_relative_positions_equal_those_of_transformers_4(
         return {key.removeprefix(start): value for key, value in recorded.items() if key.startswith(start)}
 
     save_file(part("weights"), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(RELATIVE[case]["config"]))
+    (tmp_path / "config.json").write_text(json.dumps(RELATIVE[case]["config"]), encoding="utf-8")
     model: Model = getattr(models, RELATIVE[case]["class"]).from_pretrained(tmp_path)
     for length in (1, 9):
         found = model(**part(f"inputs/{length}"), output_attentions=True)

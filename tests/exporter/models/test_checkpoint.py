@@ -93,7 +93,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 
 def set_config(folder: Path, **values: object) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values))
 
 
 # What loads, and what is written. That it computes the same: test_against_transformers.py.
@@ -589,7 +589,7 @@ def test_an_out_that_cannot_be_written_is_refused_and_left_alone(
     out: str, write_checkpoint: WriteCheckpoint, tmp_path: Path
 ) -> None:
     model = models.RoFormerModel.from_pretrained(write_checkpoint("roformer", "Model"))
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     before = contents(tmp_path)
     with pytest.raises(BundleError, match="Cannot write"):
         model.save_pretrained(tmp_path / out)

@@ -80,7 +80,7 @@ def test_round_trip_keeps_what_transformers_wrote(
         custom_note={"deep": [1, None]},
     )
     written.save_pretrained(tmp_path)
-    original = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert {"transformers_version", "custom_note"} <= original.keys()
 
     loaded = load_config(tmp_path)

@@ -185,7 +185,7 @@ def test_vocab_txt_with_other_special_names_and_added_tokens(tmp_path: Path) -> 
     folder = write_old_folder(tmp_path, ["<p>", "<u>", "<c>", "<s>", "<m>", "今"])
     names = {"pad_token": "<p>", "unk_token": "<u>", "cls_token": "<c>", "sep_token": {"content": "<s>"}}
     (folder / "special_tokens_map.json").write_text(json.dumps({**names, "mask_token": "<m>"}))
-    (folder / "added_tokens.json").write_text(json.dumps({"<one>": 6, "<two>": 7}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<one>": 6, "<two>": 7}), encoding="utf-8")
     ours = load_tokenizer(folder, "roformer")
     assert ours(["今<two><m>x"]).input_ids.tolist() == [[2, 5, 7, 4, 1, 3]]
     assert (ours.pad_token_id, ours.mask_token_id, ours.vocab_size) == (0, 4, 8)

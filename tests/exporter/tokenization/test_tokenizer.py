@@ -18,8 +18,8 @@ from exporter.tokenization import RobertaTokenizer, RoFormerTokenizer, RoFormerT
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
-    (tmp_path / "config.json").write_text('{"model_type": "roformer"}')
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "roformer"}', encoding="utf-8")
     return tmp_path
 
 
@@ -31,9 +31,11 @@ def tokenizer(folder: Path) -> Tokenizer:
 def test_config_json_names_the_family(folder: Path) -> None:
     assert isinstance(load_tokenizer(str(folder)), RoFormerTokenizerFast)
     assert isinstance(load_tokenizer(folder, use_fast=False), RoFormerTokenizer)
-    (folder / "vocab.json").write_text(json.dumps({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "config.json").write_text('{"model_type": "roberta-prelayernorm"}')
+    (folder / "vocab.json").write_text(
+        json.dumps({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}), encoding="utf-8"
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "roberta-prelayernorm"}', encoding="utf-8")
     loaded = load_tokenizer(folder)
     assert isinstance(loaded, RobertaTokenizer)
     assert (loaded.family, loaded.pad_token_id, loaded.mask_token_id, loaded.vocab_size) == (
@@ -125,13 +127,15 @@ def test_half_a_surrogate_pair_is_no_text(tokenizer: Tokenizer) -> None:
 
 
 def test_wrong_settings_of_a_folder_are_reported(folder: Path) -> None:
-    (folder / "tokenizer_config.json").write_text('{"padding_side": "middle"}')
+    (folder / "tokenizer_config.json").write_text('{"padding_side": "middle"}', encoding="utf-8")
     with pytest.raises(InputError, match="padding_side must be one of 'right', 'left'; got 'middle'"):
         load_tokenizer(folder)(["a"])
 
 
 def test_the_folder_says_where_to_pad_and_to_cut(folder: Path) -> None:
-    (folder / "tokenizer_config.json").write_text('{"padding_side": "left", "truncation_side": "left"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"padding_side": "left", "truncation_side": "left"}', encoding="utf-8"
+    )
     batch = load_tokenizer(folder)(["a a b", "b"], max_length=4, truncation=True)
     assert batch.input_ids.tolist() == [[2, 5, 6, 3], [0, 2, 6, 3]]
     load_tokenizer(folder).save_pretrained(folder / "again")
@@ -185,24 +189,26 @@ def test_wrong_files_for_a_constructor(options: dict[str, Any], message: str) ->
 
 
 def test_paths_of_another_machine_in_the_config_do_not_matter(folder: Path) -> None:
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_file": "/gone/tokenizer.json", "vocab_file": "/gone"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_file": "/gone/tokenizer.json", "vocab_file": "/gone"}', encoding="utf-8"
+    )
     assert load_tokenizer(folder).tokenize("a") == ["a"]
 
 
 @pytest.mark.parametrize("value", ['"[A]"', "5", "[5]", '[{"a": 1}]'])
 def test_wrong_additional_special_tokens(folder: Path, value: str) -> None:
-    (folder / "tokenizer_config.json").write_text(f'{{"additional_special_tokens": {value}}}')
+    (folder / "tokenizer_config.json").write_text(f'{{"additional_special_tokens": {value}}}', encoding="utf-8")
     with pytest.raises(TokenizerError, match=r"tokenizer_config.json (must hold a list|names a special token)"):
         load_tokenizer(folder)
 
 
 def test_additional_special_tokens_are_found_and_skipped(folder: Path) -> None:
-    (folder / "tokenizer_config.json").write_text('{"additional_special_tokens": ["b"]}')
+    (folder / "tokenizer_config.json").write_text('{"additional_special_tokens": ["b"]}', encoding="utf-8")
     loaded = load_tokenizer(folder)
     assert loaded.tokenize("aba") == ["a", "b", "a"]
     assert loaded.decode([5, 6, 5]) == "a a"
-    (folder / "added_tokens.json").write_text('{"<x>": 7, "<y>": 8}')
-    (folder / "tokenizer_config.json").write_text('{"extra_special_tokens": ["<x>"]}')
+    (folder / "added_tokens.json").write_text('{"<x>": 7, "<y>": 8}', encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"extra_special_tokens": ["<x>"]}', encoding="utf-8")
     loaded = load_tokenizer(folder)
     assert loaded.decode(loaded(["a<x><y>"]).input_ids[0]) == "a <y>"
 
@@ -241,7 +247,9 @@ def test_threads_that_truncate_do_not_disturb_others(tokenizer: Tokenizer) -> No
     ],
 )
 def test_folders_without_a_family(folder: Path, config: str | None, error: type[Exception], message: str) -> None:
-    (folder / "config.json").unlink() if config is None else (folder / "config.json").write_text(config)
+    (folder / "config.json").unlink() if config is None else (folder / "config.json").write_text(
+        config, encoding="utf-8"
+    )
     with pytest.raises(error, match=message):
         load_tokenizer(folder)
 
