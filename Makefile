@@ -24,8 +24,11 @@ format: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
+# pip keeps the wheels that it builds at home, and fails where that cannot be written.
+NO_CACHE := $(shell test -w "$$HOME" || echo --no-cache-dir)
+
 # Installed again when the dependencies change.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,plugins,dev]'
+	$(BIN)/python -m pip install --quiet $(NO_CACHE) --disable-pip-version-check -c constraints.txt -e '.[export,plugins,dev]'
 	touch $@

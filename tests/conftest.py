@@ -38,6 +38,7 @@ TINY: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exact-int8", action="store_true", help="multiply int8 as VNNI does, whatever the processor has")
     parser.addoption("--update-golden", action="store_true", help="record the fused graphs of tests/golden anew")
 
 
@@ -60,6 +61,26 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     from tests.shared import set_folder
 
     os.environ["TRITON_CACHE_DIR"] = str(set_folder(tmp_path_factory) / "triton")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _int8_kernels(request: pytest.FixtureRequest) -> None:
+    """``--exact-int8``: this process's sessions use ONNX Runtime's kernels for unsigned weights, which never saturate.
+
+    Their sums are those of processors with VNNI, so the run shows on any x86 what the tests say there.
+    """
+    if not request.config.getoption("--exact-int8"):
+        return
+    import onnxruntime as ort
+
+    initialise = ort.InferenceSession.__init__
+
+    def patched(self: Any, model: Any, sess_options: Any = None, *arguments: Any, **options: Any) -> None:
+        sess_options = sess_options or ort.SessionOptions()
+        sess_options.add_session_config_entry("session.x64quantprecision", "1")
+        initialise(self, model, sess_options, *arguments, **options)
+
+    ort.InferenceSession.__init__ = patched
 
 
 @pytest.fixture(scope="session", autouse=True)
