@@ -24,6 +24,7 @@ from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoForm
 from exporter.bench import interleaved_medians
 from exporter.engines import get_engine
 from exporter.onnx_files import save_onnx
+from exporter.processor import find_processor
 from exporter.tasks import TASKS
 from exporter.trace import Interface, trace
 from graph_passes import pipeline
@@ -77,8 +78,9 @@ def main(family: str) -> None:
     ratios = {name: round(value / base, 3) for name, value in seconds.items()}
     for name, ratio in ratios.items():
         print(f"{ratio:6.2f}  {1000 * seconds[name]:7.1f} ms  {name}")
+    instructions = find_processor().int8.lower().replace(" ", "-")  # int8 is another matter with others
     path = record(
-        f"base_model_latency_{family}",
+        f"base_model_latency_{family}_{instructions}",
         {
             "what": f"{family}, 12 x 768, batch {BATCH} x {TOKENS} tokens, {threads} threads, medians of {ROUNDS}",
             "ratio_to_eager_pytorch": ratios,

@@ -46,6 +46,7 @@ __all__ = [
     "split_bias",
     "tensor_shape",
     "unique_name",
+    "weight_bytes",
     "with_weights_as_inputs",
     "without_weights",
 ]
@@ -214,6 +215,12 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
 def is_weight(tensor: gs.Tensor) -> bool:
     """Whether it is a constant so large that checkers and sessions are given an input in its place."""
     return isinstance(tensor, gs.Constant) and _is_large(tensor.dtype, tensor.shape)
+
+
+def weight_bytes(graph: gs.Graph) -> int:
+    """What the weights of a graph occupy."""
+    weights = (tensor for tensor in graph.tensors().values() if is_weight(tensor))
+    return sum(np.dtype(weight.dtype).itemsize * math.prod(weight.shape) for weight in weights)
 
 
 def _is_large(dtype: np.dtype[Any] | int, shape: Sequence[int]) -> bool:

@@ -33,7 +33,7 @@ from graph_passes import (
 from graph_passes.equivalence import difference_of_results
 from graph_passes.errors import PassError
 from graph_passes.graph_pass import GraphPass, PassReport
-from graph_passes.graph_tools import copy_graph, forget_names, notes_of, skeleton
+from graph_passes.graph_tools import copy_graph, forget_names, notes_of, skeleton, weight_bytes
 
 __all__ = [
     "FUSIONS",
@@ -56,6 +56,7 @@ HISTORY = "rotary_press.passes"
 RESULTS_TOLERANCE = 1e-3
 # A rounding may turn the other way in an activation of eight bits: 1/255 of the range, in every layer.
 QUANTIZED_TOLERANCE = 0.05
+WORTH_COLLECTING = 2**26  # bytes: looking for less takes longer (0.3 s beside torch) than it is worth
 
 PIPELINE: tuple[GraphPass, ...] = (
     prepare.PASS,  # the matchers need shapes, and constants where a value is a constant
@@ -184,7 +185,8 @@ def run_passes(graph: gs.Graph, passes: Iterable[GraphPass]) -> tuple[gs.Graph, 
     entry = entry if entry is not None else notes.metadata_props.add()
     entry.key, entry.value = HISTORY, json.dumps(history)
     graph.notes = notes
-    gc.collect()  # nodes and tensors refer to each other, so weights would stay until the collector happens to run
+    if weight_bytes(graph) > WORTH_COLLECTING:
+        gc.collect()  # nodes and tensors refer to each other, so weights would stay until the collector happens to run
     return graph, reports
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 from collections.abc import Callable
@@ -64,38 +63,26 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _int8_kernels(request: pytest.FixtureRequest) -> None:
-    """``--exact-int8``: this process's sessions use ONNX Runtime's kernels for unsigned weights, which never saturate.
+def _one_thread(request: pytest.FixtureRequest) -> None:
+    """On models this small, threads that wait for one another take far longer than the work.
 
-    Their sums are those of processors with VNNI, so the run shows on any x86 what the tests say there.
+    With ``--exact-int8``, ONNX Runtime's sessions also use its kernels for unsigned weights, which never saturate:
+    their sums are those of processors with VNNI, so the run shows on any x86 what the tests say there.
     """
-    if not request.config.getoption("--exact-int8"):
-        return
     import onnxruntime as ort
-
-    initialise = ort.InferenceSession.__init__
-
-    def patched(self: Any, model: Any, sess_options: Any = None, *arguments: Any, **options: Any) -> None:
-        sess_options = sess_options or ort.SessionOptions()
-        sess_options.add_session_config_entry("session.x64quantprecision", "1")
-        initialise(self, model, sess_options, *arguments, **options)
-
-    ort.InferenceSession.__init__ = patched
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """On models this small, threads that wait for one another take far longer than the work."""
     import torch
 
     torch.set_num_threads(1)
+    initialise, is_exact = ort.InferenceSession.__init__, request.config.getoption("--exact-int8")
 
+    def patched(self: Any, model: Any, sess_options: Any = None, *arguments: Any, **options: Any) -> None:
+        sess_options = sess_options or ort.SessionOptions()
+        sess_options.intra_op_num_threads = sess_options.intra_op_num_threads or 1
+        if is_exact:
+            sess_options.add_session_config_entry("session.x64quantprecision", "1")
+        initialise(self, model, sess_options, *arguments, **options)
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_collections() -> None:
-    """The compiler collects garbage after each run: what libraries and other tests keep for good need not be seen."""
-    gc.collect()
-    gc.freeze()
+    ort.InferenceSession.__init__ = patched
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,6 @@ def trace_tiny(name: str) -> Traced:
     known = trace_model(name)
     expected = expected_fusions(known.config, TASKS[MODELS[name].task])
     fused, reports = fuse_model(name)
-    gc.freeze()
     return Traced(name, known.config, known.plain, fused, {report.name: report for report in reports}, expected)
 
 

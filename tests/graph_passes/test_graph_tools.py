@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 from graph_passes import graph_tools
 from graph_passes.graph_tools import (
+    LARGE,
     copy_graph,
     detach,
     export_model,
@@ -21,6 +22,7 @@ from graph_passes.graph_tools import (
     replace,
     skeleton,
     unique_name,
+    weight_bytes,
     with_weights_as_inputs,
     without_weights,
 )
@@ -86,6 +88,11 @@ def test_a_skeleton_has_no_weights_but_their_names_and_shapes(masked_lm: Traced)
         assert kind.elem_type == weights[name].data_type
     assert [list(node.input) for node in bare.graph.node] == [list(node.input) for node in before.graph.node]
     assert export_model(graph) == before, "the graph itself stays whole"
+
+
+def test_the_bytes_of_weights_are_counted(masked_lm: Traced) -> None:
+    arrays = [numpy_helper.to_array(tensor) for tensor in masked_lm.fused.graph.initializer]
+    assert weight_bytes(import_model(masked_lm.fused)) == sum(array.nbytes for array in arrays if array.size > LARGE)
 
 
 def test_copies_and_skeletons_share_the_weights(rewrite: Rewrite) -> None:

@@ -156,6 +156,18 @@ def export(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return lambda case: exported(case.name)
 
 
+@pytest.fixture(scope="module")
+def fuse(export: Callable[[Case | Recorded], ModelProto]) -> Callable[[Case | Recorded], ModelProto]:
+    """``fuse(case)``: its graph, with everything fused that is to be. Shared, too."""
+
+    @functools.cache
+    def fused(name: str) -> ModelProto:
+        case = next(known for known in CASES if known.name == name)
+        return on_models.fuse(export(case), expected=case.expected)[0]
+
+    return lambda case: fused(case.name)
+
+
 def samples() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(14).reshape(2, 7) + 2, torch.ones(2, 7, dtype=torch.int64)
 
@@ -207,10 +219,12 @@ def assert_same(run: Run, make_feeds: Callable[..., Feeds]) -> Callable[..., Non
 
 @every_case
 def test_everything_is_fused_and_computes_the_same(
-    case: Case | Recorded, export: Callable[[Case | Recorded], ModelProto], assert_same: Callable[..., None]
+    case: Case | Recorded,
+    export: Callable[[Case | Recorded], ModelProto],
+    fuse: Callable[[Case | Recorded], ModelProto],
+    assert_same: Callable[..., None],
 ) -> None:
-    plain = export(case)
-    fused, _ = on_models.fuse(plain, expected=case.expected)
+    plain, fused = export(case), fuse(case)
     assert_same(plain, fused)
     for lowering in ("onnxruntime", "native"):
         lowered, _ = on_models.lower(fused, lowering)
@@ -219,9 +233,9 @@ def test_everything_is_fused_and_computes_the_same(
 
 @every_case
 def test_it_loads_and_runs_at_every_precision(
-    case: Case | Recorded, export: Callable[[Case | Recorded], ModelProto], run: Run, make_feeds: Callable[..., Feeds]
+    case: Case | Recorded, fuse: Callable[[Case | Recorded], ModelProto], run: Run, make_feeds: Callable[..., Feeds]
 ) -> None:
-    fused, _ = on_models.fuse(export(case), expected=case.expected)
+    fused = fuse(case)
     for precision in ("fp16", "int8"):
         at_precision, _ = on_models.change_precision(fused, precision)
         (result,) = run(on_models.lower(at_precision, "onnxruntime")[0], make_feeds(fused, **SIZES[0])).values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from onnx import ModelProto, numpy_helper
 from graph_passes import pipeline
 from graph_passes.errors import PassError
 from graph_passes.graph_pass import GraphPass, PassResult
-from graph_passes.graph_tools import export_model, import_model
+from graph_passes.graph_tools import export_model, import_model, weight_bytes
 from tests import on_models
 
 if TYPE_CHECKING:
@@ -290,6 +291,19 @@ def test_what_branches_read_is_fused_around_them(
         for first in (True, False):
             feeds = make_feeds(plain, batch=3, sequence=7) | {"first": np.array(first)}
             np.testing.assert_allclose(run(lowered, feeds)["y"], run(plain, feeds)["y"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_the_weights_of_a_large_graph_are_let_go_at_once(
+    masked_lm: Traced, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """Garbage has references in circles here, and looking for it takes longer than a small graph is worth."""
+    graph = import_model(masked_lm.fused)
+    collected: list[None] = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
+    monkeypatch.setattr(pipeline, "WORTH_COLLECTING", weight_bytes(graph) - is_large)
+    pipeline.lower(graph, "onnxruntime")
+    assert len(collected) == is_large
 
 
 # The graphs of real models, as they are meant to be.
