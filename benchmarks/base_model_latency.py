@@ -15,12 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from benchmarks.models import base_model, random_inputs
 from benchmarks.results import record
-from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoFormerConfig, RoFormerModel
 from exporter.bench import interleaved_medians
 from exporter.engines import get_engine
 from exporter.onnx_files import save_onnx
@@ -36,17 +35,10 @@ ROUNDS, WARM_UP = 60, 10
 
 def main(family: str) -> None:
     """Measures one family, prints the ratios and records them."""
-    torch.manual_seed(0)
-    model: RoFormerModel | RobertaPreLayerNormModel
-    if family == "roformer":
-        model = RoFormerModel(RoFormerConfig()).eval()
-    else:
-        model = RobertaPreLayerNormModel(RobertaPreLayerNormConfig(max_position_embeddings=514)).eval()
+    model = base_model(family)
     interface = Interface(model, TASKS["feature-extraction"])
     threads = torch.get_num_threads()
-    ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (BATCH, TOKENS))
-    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs = {spec.name: arrays[spec.name] for spec in interface.inputs}
+    inputs = random_inputs(interface, BATCH, TOKENS, model.config.vocab_size)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
 
     def eager() -> object:

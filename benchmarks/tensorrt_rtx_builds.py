@@ -26,8 +26,8 @@ import onnx
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from benchmarks.models import base_model
 from benchmarks.results import record
-from exporter import RobertaPreLayerNormConfig, RobertaPreLayerNormModel, RoFormerConfig, RoFormerModel
 from exporter.calibration import calibrate
 from exporter.engines import BuildOptions, get_engine
 from exporter.engines.tensorrt_base import read_record
@@ -62,12 +62,7 @@ def main() -> None:
 
 def graphs(family: str, folder: Path) -> dict[str, Path]:
     """The plain and our graphs of a family, written."""
-    torch.manual_seed(0)
-    model: RoFormerModel | RobertaPreLayerNormModel
-    if family == "roformer":
-        model = RoFormerModel(RoFormerConfig()).eval()
-    else:
-        model = RobertaPreLayerNormModel(RobertaPreLayerNormConfig(max_position_embeddings=514)).eval()
+    model = base_model(family)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:  # new models have zeros and ones there, which a compiler leaves out
             torch.nn.init.normal_(weight, float(name.endswith("weight")), 0.1)
