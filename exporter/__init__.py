@@ -7,7 +7,12 @@ extra and imports torch when it is first used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on, ONNX Runtime tells its makers about the models that it runs, and writes to HOME, unless this is set
+# before it is imported. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from exporter.building import build

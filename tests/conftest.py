@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported; what compiles kernels runs in a process of its own
 
 import hypothesis

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exporter.engines.onnxruntime import OnnxRuntime
 from exporter.errors import BundleError, CompileError, UnavailableError
 
+ROOT = Path(__file__).parents[3]
 ENGINE = OnnxRuntime()
 TABLE = np.arange(500, dtype=np.float32).reshape(100, 5)
 
@@ -127,6 +130,24 @@ def test_inputs_that_the_engine_does_not_take(
     with pytest.raises(BundleError, match=r"tiny\.onnx cannot run on "):
         runner.run(inputs)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("module", ["exporter", "graph_passes.graph_tools"])
+def test_the_runtime_reports_to_nobody(module: str, lowered: Path, tmp_path: Path) -> None:
+    """What it would send is about the user's models; it also leaves an identifier at home."""
+    (tmp_path / "home").mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "ORT_", "XDG_"))}
+    code = f"import {module}, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1])"
+    finished = subprocess.run(
+        [sys.executable, "-c", code, lowered],
+        cwd=ROOT,
+        env=kept | {"HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert finished.stderr == ""
+    assert list((tmp_path / "home").rglob("*")) == []
 
 
 @pytest.mark.parametrize(("threads", "asked"), [(None, 0), (1, 1), (3, 3)])
