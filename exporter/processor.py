@@ -15,7 +15,7 @@ from pydantic import BaseModel
 __all__ = ["Processor", "find_processor", "int8_instructions"]
 
 CPUINFO = Path("/proc/cpuinfo")
-UNKNOWN = "unknown instructions (known on Linux alone)"
+UNKNOWN = "unknown instructions"  # Linux alone tells, of the architectures below
 AVX2 = frozenset({"avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 # In the order in which ONNX Runtime prefers them (onnxruntime/core/mlas/lib/platform.cpp), by the kernel's flags.

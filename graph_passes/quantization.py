@@ -7,8 +7,8 @@ neighbouring rows, (0, 1), (2, 3), …, in 16 bits with saturation. So a column'
     the largest |weight| / 127          the largest sum of two such neighbours of one sign / 128
 
 since 255 * 128 fits into 16 bits. Neighbours of opposite signs cannot pass 255 * 127. Columns whose neighbours are
-small keep the first scale; a column can lose one bit at most, and a Gaussian one loses half of one, which
-is not seen in the results (benchmarks/int8_weights.py compares with seven bits and with the runtime's own remedy).
+small keep the first scale. Others lose one bit at most, usually half of one, which the results do not show
+(benchmarks/int8_weights.py compares with seven bits and with the runtime's own remedy).
 
 Source: ONNX Runtime's onnxruntime/core/mlas/lib. amd64/QgemmU8X8KernelAvx2.asm and amd64/QgemmU8X8KernelAvx512Core.asm
 (products by VPMADDUBSW; with VNNI by VPDPBUSDS, in 32 bits), amd64/QgemvU8S8KernelAvx2.asm (the same for one row),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from exporter.processor import find_processor
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HANGS = 1800  # seconds: longer than any of these takes on a slow and busy machine
@@ -52,6 +54,7 @@ def test_demo_passes_for_every_precision_of_both_examples(demo: tuple[Path, str]
         assert float(fp32[4]) >= 90.0, "an accuracy worth losing"
         assert float(fp32[4]) - float(int8[4]) <= 0.5
         assert float(fp32[1]) > float(fp16[1])
+    assert f"ONNX Runtime multiplied int8 with {find_processor().int8}." in demo[1]
 
 
 @pytest.mark.parametrize("name", EXAMPLES.values())

@@ -59,7 +59,7 @@ def extremes(w: Weights) -> Activations:
     return np.where(np.stack([*whole, *(w > 0).T, *(w < 0).T]), 255, 0).astype(np.uint8)
 
 
-def dynamic_product(w: Weights, scale: NDArray[np.float32]) -> ModelProto:
+def dynamic_product(w: Weights) -> ModelProto:
     """The integer product of quantize_dynamic: ``y`` (M, N) int32 of ``a`` (M, K) uint8 and a zero point ``z``."""
     rows, columns = w.shape
     model = parser.parse_model(
@@ -120,7 +120,7 @@ def test_this_processor_multiplies_in_one_of_the_two_ways(size: tuple[int, int])
     w = np.random.default_rng(1).integers(90, 128, size, dtype=np.int8)
     a = extremes(w)
     assert np.any(multiply_in_16_bits(a, w) != multiply(a, w))
-    session = open_session(dynamic_product(w, np.ones(size[1], np.float32)))
+    session = open_session(dynamic_product(w))
     zero = np.zeros((), np.uint8)
     for batch in (a, a[:1]):
         [found] = session.run(None, {"a": batch, "z": zero})
@@ -149,9 +149,9 @@ def test_the_worst_case_is_that_of_all_activations(w: Weights) -> None:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("zero_point", [0, 128, 255])
 def test_the_runtime_multiplies_dynamic_int8_exactly(kind: str, size: tuple[int, int], zero_point: int) -> None:
-    w, scale = quantize_weight(some_weight(kind, *size))
+    w, _ = quantize_weight(some_weight(kind, *size))
     a = extremes(w)
-    session = open_session(dynamic_product(w, scale))
+    session = open_session(dynamic_product(w))
     expected = multiply(a, w) - zero_point * w.astype(np.int64).sum(axis=0)
     for rows in (slice(None), slice(0, 1)):
         [found] = session.run(None, {"a": a[rows], "z": np.asarray(zero_point, np.uint8)})
@@ -161,8 +161,7 @@ def test_the_runtime_multiplies_dynamic_int8_exactly(kind: str, size: tuple[int,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_runtime_multiplies_static_int8_exactly(kind: str, size: tuple[int, int]) -> None:
-    weight = some_weight(kind, *size)
-    w, _ = quantize_weight(weight)
+    w, _ = quantize_weight(some_weight(kind, *size))
     scale = np.full(size[1], 0.25, np.float32)  # powers of two: the result shows the integer sum
     steps = extremes(w).astype(np.int64) - 128
     session = open_session(static_product(w, scale))
